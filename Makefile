@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: demo test bench lint clean
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call instant; they depend on what decides the environment.
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard kernels/csrc/*)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) -e .[test,dali]
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m slca_fast train demo-seqft demo-slca demo --output runs/demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-test
+	$(BIN)/slca-fast bench --suite ops
+	$(BIN)/python -m pytest bench --benchmark-only
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info kernels/_native

@@ -1,0 +1,54 @@
+"""Builds the wheel: pure Python, plus the native CPU library when a C++ compiler is at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake; without a working compiler it says so and leaves the pure-Python package."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if os.environ.get("SLCA_FAST_NO_NATIVE") == "1":
+            print("slca_fast: native library skipped (SLCA_FAST_NO_NATIVE=1)", file=sys.stderr)
+            return
+        target = ROOT / "kernels" if self.inplace else Path(self.build_lib).resolve() / "slca_fast" / "kernels"
+        build_dir = Path(self.build_temp).resolve() / "native"
+        build_dir.mkdir(parents=True, exist_ok=True)
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        try:
+            subprocess.run(
+                ["cmake", *generator, "-S", str(ROOT), "-B", str(build_dir), "-DCMAKE_BUILD_TYPE=Release",
+                 f"-DSLCA_NATIVE_OUTPUT={target / '_native'}"],
+                check=True,
+            )
+            subprocess.run(["cmake", "--build", str(build_dir), "--parallel", "2"], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"slca_fast: native library not built ({error}); the Python backends are used instead",
+                  file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+
+setup(
+    packages=[
+        "slca_fast",
+        *(f"slca_fast.{p.name}" for p in sorted((ROOT / "slca_fast").iterdir()) if (p / "__init__.py").exists()),
+        "slca_fast.kernels",
+        *(f"slca_fast.kernels.{p.name}" for p in sorted((ROOT / "kernels").iterdir()) if (p / "__init__.py").exists()),
+    ],
+    package_dir={"slca_fast": "slca_fast", "slca_fast.kernels": "kernels"},
+    package_data={"slca_fast": ["*.html.j2"], "slca_fast.embedded": ["*.safetensors", "*.json", "*.md"]},
+    ext_modules=[Extension("slca_fast.kernels._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,76 @@
+"""The table of ops: the contract test and the benchmark iterate over it, so adding an op adds its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "reference", "triton", "native")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of inputs of an op: what the contract test feeds it and what the benchmark times."""
+
+    label: str
+    """A short name of the shape, e.g. ``"128x1000"``."""
+    args: tuple[Any, ...]
+    """Positional arguments; floating-point tensors that require grad are differentiated."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Everything the contract test and the benchmark need to know about one op."""
+
+    name: str
+    function: Callable[..., Any]
+    """The public function; takes ``backend=``."""
+    reference: Callable[..., Any]
+    """The equation in plain torch (kernels/<op>/reference.py); run in float64 it is the truth."""
+    backends: dict[str, tuple[str, ...]]
+    """Device type -> backends in the order in which ``auto`` prefers them, always ending in ``reference``."""
+    samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
+    """Small ragged, empty, one-row and unequal shapes for the contract test."""
+    benchmark_samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
+    """Realistic shapes for the benchmark."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    error_margin: float = 2.0
+    """Allowed multiple of same-dtype eager's own error against the float64 truth."""
+    bytes_moved: Callable[[Sample], int] | None = None
+    """Least device-memory traffic of one forward+backward, for achieved bandwidth."""
+    flops: Callable[[Sample], int] | None = None
+    """Arithmetic of one forward+backward, for achieved FLOP/s."""
+    baselines: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    """Other implementations to time beside ours (a library's best), called like ``function``."""
+
+
+REGISTRY: dict[str, OpSpec] = {}
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Enters ``spec`` in the table; a name can be entered once."""
+    assert spec.name not in REGISTRY, spec.name
+    REGISTRY[spec.name] = spec
+    return spec
+
+
+def choose_backend(name: str, requested: str, device: torch.device, **unusable: str | None) -> str:
+    """The backend that runs op ``name`` on ``device``.
+
+    ``unusable`` maps a backend to the reason why it cannot serve this call (None: it can). ``auto`` takes the
+    first usable backend of the op's order; an explicit choice that cannot be met raises ValueError with the reason.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
+    order = REGISTRY[name].backends.get(device.type, ("reference",))
+    if requested == "auto":
+        return next(backend for backend in order if unusable.get(backend) is None)
+    if requested not in order:
+        raise ValueError(f"{name}: backend {requested!r} does not run on {device.type}; choose from {', '.join(order)}")
+    if unusable.get(requested) is not None:
+        raise ValueError(f"{name}: backend {requested!r} cannot be used: {unusable[requested]}")
+    return requested
