@@ -21,7 +21,8 @@ class CMakeBuild(build_ext):
         if os.environ.get("SLCA_FAST_NO_NATIVE") == "1":
             print("slca_fast: native library skipped (SLCA_FAST_NO_NATIVE=1)", file=sys.stderr)
             return
-        target = ROOT / "kernels" if self.inplace else Path(self.build_lib).resolve() / "slca_fast" / "kernels"
+        in_tree = self.inplace or getattr(self, "editable_mode", False)
+        target = ROOT / "kernels" if in_tree else Path(self.build_lib).resolve() / "slca_fast" / "kernels"
         build_dir = Path(self.build_temp).resolve() / "native"
         build_dir.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
@@ -38,6 +39,12 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def copy_extensions_to_source(self) -> None:
+        """CMake wrote the library where it belongs already."""
 
 
 setup(
