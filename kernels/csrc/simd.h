@@ -1,0 +1,117 @@
+// Vectors of the widest kind of the instruction set being compiled, on the compiler's vector types.
+// Only for *_kernels.cpp. Everything sits in an anonymous namespace: an inline function shared between
+// instruction sets would be merged by the linker into one of them, and crash on a smaller machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float FloatV __attribute__((vector_size(kVectorBytes)));
+typedef int32_t IntV __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t UIntV __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t HalfV __attribute__((vector_size(kVectorBytes / 2)));
+typedef double DoubleV __attribute__((vector_size(kVectorBytes)));
+
+template <class V, class T>
+inline V load(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class V, class T>
+inline void store(T* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+template <class To, class From>
+inline To bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "same size");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+inline FloatV splat(float x) { return FloatV{} + x; }
+
+// bfloat16 as its 16 bits.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) { return bits<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+inline FloatV load_floats(const float* p) { return load<FloatV>(p); }
+inline FloatV load_floats(const BFloat16* p) {
+  return bits<FloatV>(__builtin_convertvector(load<HalfV>(p), UIntV) << 16);
+}
+
+// Round to nearest even; a NaN stays a NaN.
+inline void store_floats(float* p, FloatV v) { store(p, v); }
+inline void store_floats(BFloat16* p, FloatV v) {
+  const UIntV u = bits<UIntV>(v);
+  const UIntV rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const UIntV nan = (u >> 16) | 0x40u;
+  store(p, __builtin_convertvector(v != v ? nan : rounded, HalfV));
+}
+
+inline void store_float(float* p, float x) { *p = x; }
+inline void store_float(BFloat16* p, float x) {
+  const uint32_t u = bits<uint32_t>(x);
+  p->bits = static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// A NaN in either operand comes out as NaN.
+inline FloatV max_nan(FloatV a, FloatV b) { return (a > b) | (a != a) ? a : b; }
+
+inline float sum_lanes(FloatV v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+inline float max_lanes_nan(FloatV v) {
+  float lanes[kLanes];
+  store(lanes, v);
+  float best = lanes[0];
+  for (int i = 1; i < kLanes; ++i)
+    if (!(best != best) && !(lanes[i] <= best)) best = lanes[i];
+  return best;
+}
+
+// e^x for x <= 0 to about one unit in the last place; below -87.3 it is 0, NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln(2)/2, e^r by its Taylor-like minimax polynomial of degree 6, times 2^n.
+inline FloatV exp_nonpositive(FloatV x) {
+  const FloatV magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  const FloatV clamped = x < -87.3f ? splat(-87.3f) : x;
+  const FloatV shifted = clamped * 1.44269504088896341f + magic;
+  const FloatV n = shifted - magic;
+  FloatV r = clamped - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  FloatV p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const IntV exponent = bits<IntV>(shifted) << 23;  // the low bits of `shifted` are n
+  const FloatV value = bits<FloatV>(bits<IntV>(p) + exponent);
+  return x < -87.3f ? splat(0.0f) : value;
+}
+
+}  // namespace

@@ -1,0 +1,92 @@
+"""Loads the native CPU library (kernels/csrc, built by CMake) through ctypes: raw pointers in, nothing of torch inside."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# torch first: it brings libgomp.so.1, and the loader then gives our library that same copy.
+import torch
+
+ABI_VERSION = 2
+ISA_NAMES = ("generic", "avx2", "avx512")
+DEFAULT_LIBRARY = Path(__file__).parent / "_native" / "libslca_native.so"
+
+_C_TYPES = {
+    "p": ctypes.c_void_p,
+    "q": ctypes.c_int64,
+    "i": ctypes.c_int32,
+    "f": ctypes.c_float,
+    "d": ctypes.c_double,
+}
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library, or None and the reason why not."""
+    path = Path(os.environ.get("SLCA_FAST_NATIVE_LIBRARY") or DEFAULT_LIBRARY)
+    if not path.exists():
+        return None, f"{path} does not exist: install with a C++ compiler at hand to build it"
+    try:
+        library = ctypes.CDLL(str(path))
+        version = library.slca_abi_version()
+    except (OSError, AttributeError) as error:
+        return None, f"{path} cannot be loaded: {error}"
+    if version != ABI_VERSION:
+        return None, f"{path} has interface version {version}, this package needs {ABI_VERSION}: install again"
+    return library, None
+
+
+def available() -> bool:
+    """Whether the native library is there and fits this package."""
+    return _load()[0] is not None
+
+
+def why_not(*names: str) -> str | None:
+    """Why the native library, or one of its functions ``names``, cannot be used; None if it can."""
+    library, reason = _load()
+    if library is None:
+        return reason
+    missing = [name for name in names if not hasattr(library, name)]
+    return f"the native library lacks {', '.join(missing)}: build it again" if missing else None
+
+
+def isa() -> str | None:
+    """The instruction set the library runs on this machine; None without the library."""
+    library, _ = _load()
+    return None if library is None else ISA_NAMES[library.slca_isa()]
+
+
+def set_isa(name: str) -> str:
+    """Runs on instruction set ``name`` if the machine has it, else on its best; returns the one in use (for tests)."""
+    library, reason = _load()
+    assert library is not None, reason
+    return ISA_NAMES[library.slca_set_isa(ISA_NAMES.index(name))]
+
+
+def function(name: str, signature: str) -> Callable[..., None]:
+    """A callable for the exported C function ``name``, bound at its first call.
+
+    ``signature`` has one letter an argument: p pointer (a tensor, whose ``data_ptr`` is passed, or None), q int64,
+    i int32, f float, d double. The C function returns 0, anything else raises RuntimeError.
+    """
+    types = [_C_TYPES[letter] for letter in signature]
+    bound: list[Any] = []
+
+    def call(*args: Any) -> None:
+        if not bound:
+            library, reason = _load()
+            assert library is not None, reason
+            symbol = getattr(library, name)
+            symbol.argtypes, symbol.restype = types, ctypes.c_int32
+            bound.append(symbol)
+        status = bound[0](*(arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args))
+        if status != 0:
+            raise RuntimeError(f"{name} failed with status {status}")
+
+    call.__name__ = name
+    return call
