@@ -31,10 +31,11 @@ def lora_linear(
 ) -> Tensor:
     """x (W + scale B A)^T + bias for x [..., I] -> [..., O] (LoRA as in SLCA++ section 4.1).
 
-    ``weight_OI`` is frozen: it gets no gradient unless it requires one, and then plain autograd runs. Computes
-    in the dtype of ``x``, or in autocast's; parameters may be wider (float32 masters) and get gradients in their
-    own dtype. ``form="merged"`` adds W + scale B A in float32 and rounds once; ``"unmerged"`` applies the update
-    as two thin products, so it survives where it is below one unit in the last place of a bfloat16 W.
+    ``weight_OI`` is frozen: it gets no gradient unless it requires one, and then plain autograd runs.
+    Computes in the dtype of ``x``, or in autocast's; parameters may be wider (float32 masters) and get
+    gradients in their own dtype. ``form="merged"`` adds W + scale B A in float32 and rounds once;
+    ``"unmerged"`` applies the update as two thin products, so it survives where it is below one unit in
+    the last place of a bfloat16 W.
     Raises ValueError for shapes that do not fit, mixed devices, non-floating dtypes and unknown forms.
     """
     _check(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, form)
