@@ -1,0 +1,1 @@
+"""Crop, antialiased bicubic resize, flip, brightness and normalisation of a ragged batch of images."""
