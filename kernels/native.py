@@ -46,6 +46,7 @@ def available() -> bool:
     return _load()[0] is not None
 
 
+@torch.compiler.assume_constant_result
 def why_not(*names: str) -> str | None:
     """Why the native library, or one of its functions ``names``, cannot be used; None if it can."""
     library, reason = _load()

@@ -1,1 +1,1 @@
-
+"""Symmetric cross-entropy: reference equation, Triton kernel, native CPU kernel."""

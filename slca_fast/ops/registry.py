@@ -32,7 +32,8 @@ class OpSpec:
     reference: Callable[..., Any]
     """The equation in plain torch (kernels/<op>/reference.py); run in float64 it is the truth."""
     backends: dict[str, tuple[str, ...]]
-    """Device type -> backends in the order in which ``auto`` prefers them, always ending in ``reference``."""
+    """Device type -> backends in the order in which ``auto`` prefers them; ``reference`` can always run, so what comes
+    after it (triton on the CPU, which needs the interpreter) runs on request only."""
     samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
     """Small ragged, empty, one-row and unequal shapes for the contract test."""
     benchmark_samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]

@@ -1,0 +1,24 @@
+"""Whether Triton kernels can run here, and why not; importing this does not import triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+
+@torch.compiler.assume_constant_result
+def interpreted() -> bool:
+    """Whether Triton runs in its interpreter (set before triton is first imported), where CPU tensors work."""
+    return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True", "on", "yes", "y")
+
+
+@torch.compiler.assume_constant_result
+def why_not(device_type: str) -> str | None:
+    """Why Triton kernels cannot run on tensors of ``device_type``; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device_type == "cpu" and not interpreted():
+        return "on the CPU Triton runs in its interpreter only: set TRITON_INTERPRET=1"
+    return None

@@ -1,0 +1,120 @@
+"""Symmetric cross-entropy over rows of logits (SLCA++, arXiv 2408.08295); kernels/symmetric_cross_entropy holds the equation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..kernels.symmetric_cross_entropy.reference import (
+    symmetric_cross_entropy_reference,
+    symmetric_cross_entropy_rows,
+)
+from . import row_loss
+from .registry import OpSpec, Sample, register
+
+
+def symmetric_cross_entropy(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    ce_weight: float = 1.0,
+    rce_weight: float = 1.0,
+    reduction: str = "mean",
+    backend: str = "auto",
+    *,
+    row_weight_B: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    check: bool = False,
+) -> torch.Tensor:
+    """``ce_weight * CE + rce_weight * RCE`` with its exact gradient (clamps included).
+
+    logits_BC: [B, C] float16, bfloat16, float32 or float64; computed in float32 (float64 in float64).
+    target_B: [B] integer labels in [0, C). Rows labelled ``ignore_index`` and rows of weight 0 are not looked at, so they
+        may hold anything; their gradient is 0.
+    row_weight_B: [B] floating point, a constant (it gets no gradient). "mean" is ``sum(w_i L_i) / sum(w_i)``; like
+        torch's cross_entropy it is NaN when nothing is left to average.
+    Returns [] ("mean", "sum") or [B] ("none") in the dtype of the logits, float32 under autocast.
+    Raises ValueError for shapes, dtypes and devices that do not fit; with ``check``, which costs a device
+    synchronisation, also for labels out of range and for NaN logits. Without it a label out of range raises on the CPU
+    and gives NaN on other devices.
+    """
+    row_loss.validate("symmetric_cross_entropy", logits_BC, target_B)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"symmetric_cross_entropy: reduction must be mean, sum or none, got {reduction!r}")
+    dtype = row_loss.accumulate_dtype(logits_BC.dtype)
+    weight_B = (target_B != ignore_index).to(dtype)
+    if row_weight_B is not None:
+        row_loss.validate_weight("symmetric_cross_entropy", row_weight_B, logits_BC)
+        weight_B = weight_B * row_weight_B
+    if check:
+        row_loss.check_values("symmetric_cross_entropy", logits_BC, target_B, weight_B)
+    chosen = row_loss.choose("symmetric_cross_entropy", backend, logits_BC)
+    scale_B = weight_B / weight_B.sum() if reduction == "mean" else weight_B
+    with_gradient = row_loss.wants_gradient_in_forward(logits_BC)
+    loss_B, _ = _OPS[chosen](logits_BC, target_B.long(), scale_B, ce_weight, rce_weight, with_gradient)
+    return row_loss.reduce(loss_B, reduction, logits_BC)
+
+
+def _reference(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    scale_B: torch.Tensor,
+    ce_weight: float,
+    rce_weight: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if logits_BC.device.type == "cpu":
+        row_loss.raise_for_labels("symmetric_cross_entropy", logits_BC.shape[1], target_B, scale_B)
+    loss_B, gradient_BC = symmetric_cross_entropy_rows(
+        logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient
+    )
+    return loss_B, logits_BC.new_empty(0) if gradient_BC is None else gradient_BC.contiguous()
+
+
+_OPS = row_loss.define("symmetric_cross_entropy", {"reference": _reference})
+
+
+def _logits(num_rows: int, num_classes: int, device: torch.device, dtype: torch.dtype, spread: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_rows * 31 + num_classes)
+    logits_BC = torch.randn(num_rows, num_classes, generator=generator) * spread
+    return logits_BC.to(device, dtype).requires_grad_()
+
+
+def _targets(num_rows: int, num_classes: int, device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num_rows + 7 * num_classes)
+    return torch.randint(num_classes, (num_rows,), generator=generator).to(device)
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for num_rows, num_classes, spread in ((0, 5, 1), (1, 1, 1), (1, 17, 2), (3, 10, 20), (5, 129, 8), (8, 1000, 3)):
+        args = (_logits(num_rows, num_classes, device, dtype, spread), _targets(num_rows, num_classes, device))
+        yield Sample(f"{num_rows}x{num_classes}", args)
+        yield Sample(f"{num_rows}x{num_classes} sum", (*args, 0.5, 0.5), {"reduction": "sum"})
+    target_B = _targets(6, 33, device)
+    target_B[2] = -100
+    weight_B = torch.tensor([1.0, 0.0, 1.0, 0.5, 2.0, 1.0], device=device)
+    for reduction in ("mean", "none"):
+        yield Sample(
+            f"6x33 weighted, ignored, {reduction}",
+            (_logits(6, 33, device, dtype, 3), target_B, 1.0, 0.1),
+            {"reduction": reduction, "row_weight_B": weight_B},
+        )
+
+
+def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for num_rows, num_classes in ((128, 20), (128, 1000), (4096, 21841)):
+        args = (_logits(num_rows, num_classes, device, dtype, 3), _targets(num_rows, num_classes, device))
+        yield Sample(f"{num_rows}x{num_classes}", args)
+
+
+register(
+    OpSpec(
+        name="symmetric_cross_entropy",
+        function=symmetric_cross_entropy,
+        reference=symmetric_cross_entropy_reference,
+        backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
+        samples=_samples,
+        benchmark_samples=_benchmark_samples,
+        bytes_moved=lambda sample: 2 * sample.args[0].numel() * sample.args[0].element_size(),
+    )
+)
