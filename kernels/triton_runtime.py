@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
 
 @torch.compiler.assume_constant_result
 def interpreted() -> bool:
-    """Whether Triton runs in its interpreter (set before triton is first imported), where CPU tensors work."""
+    """Whether Triton runs in its interpreter (set before triton is imported): CPU tensors work."""
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True", "on", "yes", "y")
 
 
@@ -22,3 +23,8 @@ def why_not(device_type: str) -> str | None:
     if device_type == "cpu" and not interpreted():
         return "on the CPU Triton runs in its interpreter only: set TRITON_INTERPRET=1"
     return None
+
+
+def wrap(kernel: Any) -> Any:
+    """``kernel`` as the compiler can see it (torch.library.wrap_triton); itself in the interpreter."""
+    return kernel if interpreted() else torch.library.wrap_triton(kernel)

@@ -40,7 +40,10 @@ def define(name: str, backends: dict[str, Callable[..., Any]]) -> dict[str, Call
     """
     ops = {}
     for backend, implementation in backends.items():
-        op = torch.library.custom_op(f"slca_fast::{name}_{backend}", implementation, mutates_args=())
+        # Triton's interpreter takes tensors as they are; for a device the compiler should see the kernel itself.
+        visible = backend == "triton" and not triton_runtime.interpreted()
+        make_op = torch.library.triton_op if visible else torch.library.custom_op
+        op = make_op(f"slca_fast::{name}_{backend}", implementation, mutates_args=())
         op.register_fake(_fake)
         op.register_autograd(partial(_backward, op), setup_context=_save)
         ops[backend] = op

@@ -71,7 +71,20 @@ def _reference(
     return loss_B, logits_BC.new_empty(0) if gradient_BC is None else gradient_BC.contiguous()
 
 
-_OPS = row_loss.define("symmetric_cross_entropy", {"reference": _reference})
+def _triton(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    scale_B: torch.Tensor,
+    ce_weight: float,
+    rce_weight: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from ..kernels.symmetric_cross_entropy.triton_kernel import symmetric_cross_entropy_triton
+
+    return symmetric_cross_entropy_triton(logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient)
+
+
+_OPS = row_loss.define("symmetric_cross_entropy", {"reference": _reference, "triton": _triton})
 
 
 def _logits(num_rows: int, num_classes: int, device: torch.device, dtype: torch.dtype, spread: float) -> torch.Tensor:
