@@ -4,9 +4,9 @@ Of an axis of n pixels (of the clip rectangle) [start, stop) maps onto ``size`` 
 (stop - start) / size and r = max(scale, 1), output i weighs pixel j by
   w_ij ~ k((j + 1/2 - c_i) / r),  c_i = start + (i + 1/2) scale,  |j + 1/2 - c_i| <= 2 r,  0 <= j < n,
   k(t) = 1 - 5/2 t^2 + 3/2 t^3 for |t| < 1,  2 - 4 |t| + 5/2 t^2 - 1/2 |t|^3 for 1 <= |t| < 2  (a = -1/2),
-normalised per output and rounded to multiples of 2^-22. Each of the two passes rounds to 8 bits, so their order
-shows: as in Pillow 13, x is resampled first unless y shrinks by more than twice as many pixels. Pillow holds start
-and stop in float32. Brightness is Pillow's blend with black: truncated and clamped to 8 bits.
+normalised per output and rounded to multiples of 2^-22. Each of the two passes rounds to 8 bits, so their
+order shows: as in Pillow 13, x is resampled first unless y shrinks by more than twice as many pixels. Pillow
+holds start and stop in float32. Brightness is Pillow's blend with black: truncated and clamped to 8 bits.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _to_levels(value: Tensor) -> Tensor:
 
 
 def resized(pixels_HWC: Tensor, box: Sequence[float], clip: Sequence[int], size: int) -> Tensor:
-    """The part ``box`` (x0, y0, x1, y1) of an image, seen through the window ``clip``: uint8 [size, size, 3]."""
+    """The part ``box`` (x0, y0, x1, y1) of an image seen through ``clip``, as uint8 [size, size, 3]."""
     left, top, right, bottom = clip
     window = pixels_HWC[top:bottom, left:right].double()
     columns = resample_weights(right - left, box[0] - left, box[2] - left, size)
