@@ -32,7 +32,7 @@ def symmetric_cross_entropy_reference(
     """The loss as the paper writes it, in the dtype of ``logits_BC``, differentiated by autograd: the truth of tests."""
     weight_B = (target_B != ignore_index).to(logits_BC.dtype)
     if row_weight_B is not None:
-        weight_B = weight_B * row_weight_B
+        weight_B = weight_B * row_weight_B.to(weight_B.dtype)
     used_B = weight_B != 0
     logits_BC = torch.where(used_B[:, None], logits_BC, 0.0)
     label_B = torch.where(used_B, target_B, 0).long()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +34,8 @@ class OpSpec:
     reference: Callable[..., Any]
     """The equation in plain torch (kernels/<op>/reference.py); run in float64 it is the truth."""
     backends: dict[str, tuple[str, ...]]
-    """Device type -> backends in the order in which ``auto`` prefers them; ``reference`` can always run, so what comes
-    after it (triton on the CPU, which needs the interpreter) runs on request only."""
+    """Device type -> backends in the order in which ``auto`` prefers them. ``reference`` can always run, so what
+    comes after it (triton on the CPU, which needs the interpreter) runs on request only."""
     samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
     """Small ragged, empty, one-row and unequal shapes for the contract test."""
     benchmark_samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
@@ -62,8 +64,8 @@ def register(spec: OpSpec) -> OpSpec:
 def choose_backend(name: str, requested: str, device: torch.device, **unusable: str | None) -> str:
     """The backend that runs op ``name`` on ``device``.
 
-    ``unusable`` maps a backend to the reason why it cannot serve this call (None: it can). ``auto`` takes the
-    first usable backend of the op's order; an explicit choice that cannot be met raises ValueError with the reason.
+    ``unusable`` maps a backend to the reason why it cannot serve this call (None: it can). ``auto`` takes the first
+    usable backend of the op's order; an explicit choice that cannot be met raises ValueError with the reason.
     """
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {requested!r}")
@@ -71,7 +73,16 @@ def choose_backend(name: str, requested: str, device: torch.device, **unusable: 
     if requested == "auto":
         return next(backend for backend in order if unusable.get(backend) is None)
     if requested not in order:
-        raise ValueError(f"{name}: backend {requested!r} does not run on {device.type}; choose from {', '.join(order)}")
+        choices = ", ".join(order)
+        raise ValueError(f"{name}: backend {requested!r} does not run on {device.type}; choose from {choices}")
     if unusable.get(requested) is not None:
         raise ValueError(f"{name}: backend {requested!r} cannot be used: {unusable[requested]}")
     return requested
+
+
+def all_ops() -> dict[str, OpSpec]:
+    """The whole table: imports every module of slca_fast.ops, each of which registers its op."""
+    package = importlib.import_module(__package__)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{__package__}.{module.name}")
+    return REGISTRY

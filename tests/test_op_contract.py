@@ -1,0 +1,139 @@
+"""The contract of every op in the registry, on every backend: adding an op to the table adds it here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_contract import (
+    RecordedCalls,
+    assert_close_as_eager,
+    call,
+    outputs_and_gradients,
+    poisoned_memory,
+    tensors_of,
+    usable_backends,
+    with_leaves,
+)
+
+from slca_fast.ops.registry import OpSpec, Sample, all_ops
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+CASES = [
+    pytest.param(
+        spec, backend, device_type, id=f"{name}-{backend}-{device_type}", marks=GPU if device_type == "cuda" else []
+    )
+    for name, spec in all_ops().items()
+    for device_type in ("cpu", "cuda")
+    for backend in usable_backends(spec, device_type)
+]
+over_cases = pytest.mark.parametrize(("spec", "backend", "device_type"), CASES)
+
+
+def some_samples(spec: OpSpec, device_type: str, dtype: torch.dtype, most: int) -> list[Sample]:
+    samples = list(spec.samples(torch.device(device_type), dtype))
+    return samples[:: max(1, -(-len(samples) // most))]
+
+
+@over_cases
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_error_against_truth_is_within_eagers_own(spec, backend, device_type, dtype):
+    if dtype not in spec.dtypes:
+        pytest.skip(f"{spec.name} does not take {dtype}")
+    for sample in spec.samples(torch.device(device_type), dtype):
+        truth, truth_gradients = outputs_and_gradients(spec.reference, *with_leaves(sample, torch.float64))
+        eager, eager_gradients = outputs_and_gradients(spec.reference, *with_leaves(sample))
+        with poisoned_memory():
+            ours, gradients = outputs_and_gradients(call(spec, backend), *with_leaves(sample))
+        assert len(ours) == len(truth) and len(gradients) == len(truth_gradients)
+        for kind, triples in (
+            ("output", zip(ours, eager, truth)),
+            ("gradient", zip(gradients, eager_gradients, truth_gradients)),
+        ):
+            for index, triple in enumerate(triples):
+                what = f"{sample.label}: {kind} {index}"
+                assert_close_as_eager(*triple, spec.error_margin, dtype, what)
+
+
+@over_cases
+def test_inputs_are_left_alone(spec, backend, device_type):
+    for sample in some_samples(spec, device_type, torch.float32, 3):
+        args, kwargs = with_leaves(sample)
+        before = [tensor.detach().clone() for tensor in tensors_of((args, kwargs))]
+        outputs_and_gradients(call(spec, backend), args, kwargs)
+        for old, new in zip(before, tensors_of((args, kwargs))):
+            torch.testing.assert_close(old, new.detach(), rtol=0, atol=0, equal_nan=True)
+
+
+@over_cases
+def test_strided_inputs_give_the_same(spec, backend, device_type):
+    for sample in some_samples(spec, device_type, torch.float32, 2):
+        args, kwargs = with_leaves(sample)
+        strided = tuple(
+            torch.stack([a.detach(), torch.zeros_like(a)], -1)[..., 0].requires_grad_()
+            if isinstance(a, torch.Tensor) and a.requires_grad
+            else a
+            for a in args
+        )
+        ours = outputs_and_gradients(call(spec, backend), strided, kwargs)
+        dense = outputs_and_gradients(call(spec, backend), args, kwargs)
+        for a, b in zip([*ours[0], *ours[1]], [*dense[0], *dense[1]]):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@over_cases
+def test_opcheck(spec, backend, device_type):
+    for sample in some_samples(spec, device_type, torch.float32, 2):
+        args, kwargs = with_leaves(sample)
+        with RecordedCalls() as recorded:
+            call(spec, backend)(*args, **kwargs)
+        for op, op_args, op_kwargs in recorded.calls:
+            torch.library.opcheck(op, op_args, op_kwargs)
+
+
+@over_cases
+def test_compiles_without_graph_breaks(spec, backend, device_type):
+    for sample in some_samples(spec, device_type, torch.float32, 2):
+        args, kwargs = with_leaves(sample)
+        eager = outputs_and_gradients(call(spec, backend), args, kwargs)
+        torch.compiler.reset()
+        compiled = torch.compile(spec.function, fullgraph=True, backend="aot_eager")
+        ours = outputs_and_gradients(compiled, args, kwargs, backend=backend)
+        for a, b in zip([*ours[0], *ours[1]], [*eager[0], *eager[1]]):
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.slow
+@over_cases
+def test_compiles_with_inductor(spec, backend, device_type):
+    sample = some_samples(spec, device_type, torch.float32, 2)[-1]
+    args, kwargs = with_leaves(sample)
+    eager = outputs_and_gradients(call(spec, backend), args, kwargs)
+    torch.compiler.reset()
+    compiled = torch.compile(spec.function, fullgraph=True)
+    ours = outputs_and_gradients(compiled, args, kwargs, backend=backend)
+    for a, b in zip([*ours[0], *ours[1]], [*eager[0], *eager[1]]):
+        torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@over_cases
+def test_runs_under_autocast(spec, backend, device_type):
+    for sample in some_samples(spec, device_type, torch.float32, 1):
+        args, kwargs = with_leaves(sample)
+        with torch.autocast(device_type, torch.bfloat16):
+            outputs, gradients = outputs_and_gradients(call(spec, backend), args, kwargs)
+        leaves = [tensor for tensor in tensors_of((args, kwargs)) if tensor.requires_grad]
+        assert [g.dtype for g in gradients] == [leaf.dtype for leaf in leaves]
+        truth = tensors_of(spec.reference(*args, **kwargs))
+        for a, b in zip(outputs, truth):
+            torch.testing.assert_close(a.float(), b.detach().float(), rtol=2e-2, atol=2e-1, equal_nan=True)
+
+
+@pytest.mark.parametrize("spec", [pytest.param(spec, id=name) for name, spec in all_ops().items()])
+def test_a_backend_that_cannot_run_says_so(spec):
+    sample = next(iter(spec.samples(torch.device("cpu"), torch.float32)))
+    with pytest.raises(ValueError, match="backend must be one of"):
+        spec.function(*sample.args, **sample.kwargs, backend="cuda")
+    assert "reference" in spec.backends["cpu"] and "reference" in spec.backends["cuda"]
+    for backend in {"native", "triton"} - set(usable_backends(spec, "cpu")):
+        with pytest.raises(ValueError, match=backend):
+            spec.function(*sample.args, **sample.kwargs, backend=backend)
