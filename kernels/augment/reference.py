@@ -5,8 +5,10 @@ Of an axis of n pixels (of the clip rectangle) [start, stop) maps onto ``size`` 
   w_ij ~ k((j + 1/2 - c_i) / r),  c_i = start + (i + 1/2) scale,  |j + 1/2 - c_i| <= 2 r,  0 <= j < n,
   k(t) = 1 - 5/2 t^2 + 3/2 t^3 for |t| < 1,  2 - 4 |t| + 5/2 t^2 - 1/2 |t|^3 for 1 <= |t| < 2  (a = -1/2),
 normalised per output and rounded to multiples of 2^-22. Each of the two passes rounds to 8 bits, so their
-order shows: as in Pillow 13, x is resampled first unless y shrinks by more than twice as many pixels. Pillow
-holds start and stop in float32. Brightness is Pillow's blend with black: truncated and clamped to 8 bits.
+order shows: as in Pillow 13, x is resampled first unless the whole window shrinks along y by more than twice as
+many pixels. Brightness is Pillow's blend with black: truncated and clamped to 8 bits.
+With box = clip this is crop-then-resize; with clip the whole image and box what the crop of a resized image covers,
+it is resize-then-crop.
 """
 
 from __future__ import annotations
@@ -30,11 +32,10 @@ def bicubic(distance: Tensor) -> Tensor:
 
 def resample_weights(length: int, start: float, stop: float, size: int) -> Tensor:
     """Weights [size, length] in units of 2^-22 (integers held in float64)."""
-    first, last = (torch.tensor(v, dtype=torch.float32) for v in (start, stop))
-    scale = (last - first).double() / size
-    stretch = scale.clamp(min=1)
+    scale = (stop - start) / size
+    stretch = max(scale, 1.0)
     support = FILTER_RADIUS * stretch
-    centre_S1 = (first.double() + (torch.arange(size, dtype=torch.float64) + 0.5) * scale)[:, None]
+    centre_S1 = (start + (torch.arange(size, dtype=torch.float64) + 0.5) * scale)[:, None]
     pixel_L = torch.arange(length, dtype=torch.float64)
     first_S1, last_S1 = (centre_S1 - support + 0.5).trunc(), (centre_S1 + support + 0.5).trunc()
     inside = (pixel_L >= first_S1) & (pixel_L < last_S1)
@@ -43,9 +44,11 @@ def resample_weights(length: int, start: float, stop: float, size: int) -> Tenso
     return (weight_SL + torch.copysign(torch.tensor(0.5, dtype=torch.float64), weight_SL)).trunc()
 
 
-def y_first(height: int, width: int, size: int) -> bool:
-    """Whether Pillow resamples a window of height x width along y before x."""
-    return height - size > max(0, 2 * (width - size))
+def y_first(box: Sequence[float], clip: Sequence[int], size: int) -> bool:
+    """Whether Pillow, resizing the whole of ``clip`` at this scale, resamples y before x."""
+    width, height = clip[2] - clip[0], clip[3] - clip[1]
+    whole_width, whole_height = round(width * size / (box[2] - box[0])), round(height * size / (box[3] - box[1]))
+    return height - whole_height > max(0, 2 * (width - whole_width))
 
 
 def _to_levels(value: Tensor) -> Tensor:
@@ -58,7 +61,7 @@ def resized(pixels_HWC: Tensor, box: Sequence[float], clip: Sequence[int], size:
     window = pixels_HWC[top:bottom, left:right].double()
     columns = resample_weights(right - left, box[0] - left, box[2] - left, size)
     rows = resample_weights(bottom - top, box[1] - top, box[3] - top, size)
-    if y_first(bottom - top, right - left, size):
+    if y_first(box, clip, size):
         short = _to_levels(torch.einsum("yh,hwc->ywc", rows, window))
         return _to_levels(torch.einsum("xw,ywc->yxc", columns, short)).to(torch.uint8)
     narrow = _to_levels(torch.einsum("xw,hwc->hxc", columns, window))

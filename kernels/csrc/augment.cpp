@@ -45,8 +45,8 @@ struct AxisScratch {
 
   // The weights of [start, stop) of an axis of `length` pixels on `size` outputs, in the order `is_reversed` says.
   // In double without contraction, in Pillow's order of operations: the rounded weights are Pillow's.
-  bool build(int length, float start, float stop, int size, bool is_reversed, Axis* axis) {
-    const double scale = static_cast<double>(stop - start) / size;
+  bool build(int length, double start, double stop, int size, bool is_reversed, Axis* axis) {
+    const double scale = (stop - start) / size;
     const double stretch = scale < 1.0 ? 1.0 : scale;
     const double support = kFilterRadius * stretch, inverse = 1.0 / stretch;
     const int stride = static_cast<int>(std::ceil(support)) * 2 + 1;
@@ -108,18 +108,17 @@ struct Worker {
            float brightness, void* image) {
     const int size = plan.size, window_width = clip[2] - clip[0], window_height = clip[3] - clip[1];
     Axis x, y;
-    if (!x_scratch.build(window_width, static_cast<float>(box[0] - clip[0]), static_cast<float>(box[2] - clip[0]),
-                         size, flip, &x) ||
-        !y_scratch.build(window_height, static_cast<float>(box[1] - clip[1]), static_cast<float>(box[3] - clip[1]),
-                         size, false, &y))
+    if (!x_scratch.build(window_width, box[0] - clip[0], box[2] - clip[0], size, flip, &x) ||
+        !y_scratch.build(window_height, box[1] - clip[1], box[3] - clip[1], size, false, &y))
       return false;
     const int left = flip ? size - 1 : 0, right = size - 1 - left;
     const int first_pixel = x.first[left], num_pixels = x.first[right] + x.count[right] - first_pixel;
     const int first_row = y.first[0], num_rows = y.first[size - 1] + y.count[size - 1] - first_row;
     const int64_t stride = static_cast<int64_t>(width) * 3;
     const uint8_t* window = pixels + (clip[1] + first_row) * stride + (clip[0] + first_pixel) * int64_t{3};
-    // Pillow 13 takes y first in windows that shrink more along y.
-    const int shrink_y = window_height - size, shrink_x = window_width - size;
+    // Pillow 13 takes y first where the whole window, resized at this scale, shrinks much more along y.
+    const double shrink_y = window_height - std::rint(window_height * static_cast<double>(size) / (box[3] - box[1]));
+    const double shrink_x = window_width - std::rint(window_width * static_cast<double>(size) / (box[2] - box[0]));
     const bool y_first = shrink_y > 0 && shrink_y > 2 * shrink_x;
     const int64_t short_bytes = 3 * static_cast<int64_t>(num_pixels);
     if (!columns.reserve(round_up(short_bytes) * kRowBlock) ||

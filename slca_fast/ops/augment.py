@@ -145,7 +145,7 @@ def _check_values(num_bytes, offset_N, height_N, width_N, box_N4, clip_N4, brigh
     extent_N2 = torch.stack([width_N, height_N], dim=1)
     end_N = offset_N + extent_N2.long().prod(1) * 3
     low_N2, high_N2 = clip_N4[:, :2], clip_N4[:, 2:]
-    # as Pillow: relative to what the filter sees, in float32, so that a last-bit overhang of float64 passes
+    # in float32, so that an overhang in the last bit of a computed float64 box passes
     from_N2, to_N2 = ((box_N4[:, part] - low_N2).float() for part in (slice(0, 2), slice(2, 4)))
     checks = {
         "images must lie inside the pixel buffer": (
