@@ -13,7 +13,7 @@ import torch.nn.functional as F
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# Shapes that differ by more than size: letters are fitted to a box, so c/C, o/O, s/S ... would be one shape twice.
+# Letters are fitted to a box, so of pairs that differ in size only (c/C, o/O, s/S ...) one is left out.
 ALPHABETS = {
     "latin": "ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghijmnqrtuy",
     "greek": "ΓΔΘΛΞΠΣΦΨΩαβγδεζηθλμξπρστφψω",
@@ -39,7 +39,7 @@ ATLAS_BOX = 44
 
 @dataclass
 class GlyphAtlas:
-    """Signed distance fields of glyphs: `fields` [G, 64, 64] float32 (pixels, > 0 inside the ink), grouped by class.
+    """Signed distance fields of glyphs, grouped by class: `fields` float32 [G, 64, 64], in pixels, > 0 in the ink.
 
     `first` and `count` (int64 [C]) give each character's slice of `fields`.
     """
@@ -52,7 +52,7 @@ class GlyphAtlas:
 
 
 def _render(font, character: str) -> np.ndarray | None:
-    """One glyph, its tight box scaled (aspect kept) to ATLAS_BOX and centred: uint8 [64, 64], or None if blank."""
+    """One glyph, its tight box scaled (aspect kept) and centred: uint8 [64, 64], or None if blank."""
     from PIL import Image, ImageDraw
 
     canvas = Image.new("L", (256, 256), 0)
@@ -104,7 +104,7 @@ def build_atlas(characters: str = CHARACTERS, fonts: tuple[str, ...] = UNICODE_F
 
 
 def _upsample_matrix(low: int, high: int) -> torch.Tensor:
-    """float32 [high, low]: bicubic enlargement along one axis with Pillow's kernel (antialias = a of -0.5)."""
+    """float32 [high, low]: bicubic enlargement along one axis with Pillow's kernel (a = -0.5)."""
     eye = torch.eye(low)[None, None]
     return F.interpolate(eye, size=(high, low), mode="bicubic", antialias=True)[0, 0]
 
@@ -118,13 +118,14 @@ def normalise(ink: torch.Tensor) -> torch.Tensor:
 class LetterBatches:
     """Endless random batches of distorted letters, drawn from one seeded generator.
 
-    Each image imitates how the digits were made: an ink bitmap of 32 x 32, counted in 4 x 4 cells to 8 x 8 grey
-    levels 0..16, enlarged to `size` with bicubic interpolation.
+    Each image imitates how the digits were made: an ink bitmap of 32 x 32, counted in 4 x 4 cells to
+    8 x 8 grey levels 0..16, enlarged to `size` with bicubic interpolation.
     """
 
     def __init__(self, atlas: GlyphAtlas, size: int = 32, seed: int = 0):
         self.atlas, self.size = atlas, size
         self.generator = torch.Generator().manual_seed(seed)
+        self.difficulty = 1.0  # scales rotation, shear, shift and warp; the curriculum raises it to 1
         self.up8 = _upsample_matrix(8, size)
         self.up32 = _upsample_matrix(32, size)
         self.up_warp = _upsample_matrix(4, 32)
@@ -133,18 +134,21 @@ class LetterBatches:
         return torch.rand(n, generator=self.generator) * (high - low) + low
 
     def _grid(self, n: int) -> torch.Tensor:
-        """Sampling grid [n, 32, 32, 2]: affine map plus a smooth random warp, which makes type look written."""
-        angle = self._uniform(n, -0.35, 0.35)
-        shear = self._uniform(n, -0.45, 0.45)
+        """Sampling grid [n, 32, 32, 2]: affine map plus a smooth random warp, so type looks written."""
+        hard = self.difficulty
+        angle = self._uniform(n, -0.35, 0.35) * hard
+        shear = self._uniform(n, -0.45, 0.45) * hard
         # The digits fill their box in height; widths vary more.
-        sx, sy = self._uniform(n, 0.55, 1.0), self._uniform(n, 0.65, 0.85)
+        sx, sy = self._uniform(n, 0.5, 0.95), self._uniform(n, 0.7, 1.0)
         cos, sin = angle.cos() * ATLAS_BOX / ATLAS_SIZE, angle.sin() * ATLAS_BOX / ATLAS_SIZE
         theta = torch.zeros(n, 2, 3)
         theta[:, 0, 0], theta[:, 0, 1] = cos / sx, (sin + shear * cos) / sx
         theta[:, 1, 0], theta[:, 1, 1] = -sin / sy, (cos - shear * sin) / sy
-        theta[:, 0, 2], theta[:, 1, 2] = self._uniform(n, -0.12, 0.12), self._uniform(n, -0.08, 0.08)
+        theta[:, 0, 2] = self._uniform(n, -0.12, 0.12) * hard
+        theta[:, 1, 2] = self._uniform(n, -0.08, 0.08) * hard
         grid = F.affine_grid(theta, [n, 1, 32, 32], align_corners=False)
-        warp = torch.randn(n, 2, 4, 4, generator=self.generator) * self._uniform(n, 0.0, 0.16)[:, None, None, None]
+        warp = torch.randn(n, 2, 4, 4, generator=self.generator)
+        warp = warp * self._uniform(n, 0.0, 0.16)[:, None, None, None] * hard
         return grid + (self.up_warp @ warp @ self.up_warp.T).permute(0, 2, 3, 1)
 
     def __call__(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,14 +159,14 @@ class LetterBatches:
         field = atlas.fields[atlas.first[label] + font]
         field = F.grid_sample(field[:, None], self._grid(n), padding_mode="border", align_corners=False)[:, 0]
         # A threshold on the distance thickens or thins the stroke evenly.
-        ink = torch.sigmoid((field + self._uniform(n, -0.8, 3.5)[:, None, None]) * 2.0)
+        ink = torch.sigmoid((field + self._uniform(n, -0.8, 2.8)[:, None, None]) * 2.0)
         cells = F.avg_pool2d(ink[:, None], 4)[:, 0]
         cells = (cells * 16).round() / 16
         image = self.up8 @ cells @ self.up8.T
         # A few sharper images keep the first layers from tying themselves to one resolution.
         sharp = torch.rand(n, generator=self.generator) < 0.1
         image = torch.where(sharp[:, None, None], self.up32 @ ink @ self.up32.T, image)
-        gain = self._uniform(n, 0.75, 1.0)[:, None, None]
+        gain = self._uniform(n, 0.8, 1.0)[:, None, None]
         return normalise((image * gain).clamp_(0, 1)), label
 
 
