@@ -1,1 +1,52 @@
-"""Continual learning with pre-trained vision transformers."""
+"""Fast, exact and resumable continual learning with pre-trained vision transformers: SLCA and SLCA++."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slca_fast import presets
+    from slca_fast.align import align_classifier
+    from slca_fast.experiment import run
+    from slca_fast.gaussians import ClassGaussians
+    from slca_fast.losses import SymmetricCrossEntropy
+    from slca_fast.model.lora import apply_lora, merge_lora
+    from slca_fast.ops.augment import augment
+    from slca_fast.ops.class_moments import class_moments
+    from slca_fast.ops.lora_linear import lora_linear
+    from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
+    from slca_fast.ops.task_normalized_cross_entropy import task_normalized_cross_entropy
+    from slca_fast.optim import slow_learner_param_groups
+
+# Public name -> module: imported on first use, so that ``import slca_fast`` stays instant and touches no device.
+_HOME = {
+    "ClassGaussians": "slca_fast.gaussians",
+    "SymmetricCrossEntropy": "slca_fast.losses",
+    "align_classifier": "slca_fast.align",
+    "apply_lora": "slca_fast.model.lora",
+    "augment": "slca_fast.ops.augment",
+    "class_moments": "slca_fast.ops.class_moments",
+    "lora_linear": "slca_fast.ops.lora_linear",
+    "merge_lora": "slca_fast.model.lora",
+    "run": "slca_fast.experiment",
+    "slow_learner_param_groups": "slca_fast.optim",
+    "symmetric_cross_entropy": "slca_fast.ops.symmetric_cross_entropy",
+    "task_normalized_cross_entropy": "slca_fast.ops.task_normalized_cross_entropy",
+}
+
+__all__ = [*_HOME, "presets"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "presets":
+        return importlib.import_module("slca_fast.presets")
+    if name not in _HOME:
+        raise AttributeError(f"module 'slca_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

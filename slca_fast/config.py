@@ -243,6 +243,20 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run saves so that it can go on after a crash. Every finished task is always saved."""
+
+    every_minutes: float = 10.0
+    """Least time between two checkpoints within a task, in minutes; 0: after every epoch."""
+    keep: int = 2
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        _require_finite("checkpoint", every_minutes=self.every_minutes)
+        _require(self.keep >= 1, "checkpoint.keep", self.keep, "keep at least 1")
+
+
+@dataclass(frozen=True)
 class TrackConfig:
     """Optional experiment trackers; metrics.jsonl is always written."""
 
@@ -276,12 +290,10 @@ class Config:
     """Device and arithmetic."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Extra evaluations."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Crash safety."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Experiment trackers."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", self.seed, "give an integer in [0, 2^32)")
-        if self.optim.schedule != "multistep" or not self.optim.milestones:
-            return
-        _require(max(self.optim.milestones) <= self.optim.epochs, "optim.milestones", list(self.optim.milestones),
-                 f"give epochs within --optim.epochs {self.optim.epochs}")

@@ -1,0 +1,109 @@
+"""Stage 2: classifier alignment on features sampled from the class Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slca_fast.config import AlignConfig
+from slca_fast.gaussians import ClassGaussians
+from slca_fast.model.head import LinearClassifier
+from slca_fast.ops.task_normalized_cross_entropy import task_normalized_cross_entropy
+from slca_fast.optim import cosine
+
+# SLCA++: r ~ U(mu - 0.01, mu + 0.01), wherever the range of feature_scale is drawn.
+SCALE_HALF_WIDTH = 0.01
+
+
+def align_classifier(
+    weight_CD: Tensor,
+    bias_C: Tensor,
+    gaussians: ClassGaussians,
+    task_sizes: Sequence[int],
+    *,
+    epochs: int = 5,
+    samples_per_class: int = 256,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    temperature: float = 0.1,
+    feature_scale: float = 0.0,
+    mean_scaling: bool = False,
+    generator: torch.Generator | None = None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> tuple[Tensor, Tensor]:
+    """Aligns all heads on sampled features and returns new ``(weight [C, D], bias [C])``; the inputs stay as they are.
+
+    ``task_sizes`` cuts the C classes into the tasks in which they arrived; the last task is the current one t.
+    Every epoch draws ``samples_per_class`` features of each class from its Gaussian, shuffles them and makes one pass
+    of C SGD steps with the task-normalized cross-entropy (SLCA Sec. 4.2; SLCA++ Sec. 4.3). ``mean_scaling`` is SLCA's
+    scaling of the class means by 0.9 + 0.1 (t_c + 1)/(t + 1), ``feature_scale`` SLCA++'s random shrinking of old
+    tasks' samples. ``on_epoch`` is told each epoch's mean loss. Raises ValueError for shapes that do not fit.
+    """
+    num_classes, dim = weight_CD.shape
+    if sum(task_sizes) != num_classes:
+        raise ValueError(f"task_sizes {list(task_sizes)} sum to {sum(task_sizes)} but weight has {num_classes} rows")
+    if gaussians.feature_dim != dim:
+        raise ValueError(f"the Gaussians have width {gaussians.feature_dim} but weight has {dim} columns")
+    if len(gaussians.counts) != num_classes:
+        raise ValueError(f"there are Gaussians for {len(gaussians.counts)} classes but weight has {num_classes} rows")
+    device = weight_CD.device
+    age_C = torch.as_tensor(task_age(task_sizes), dtype=torch.float32)
+    num_tasks = len(task_sizes)
+    mean_scale_C = 0.9 + 0.1 * (num_tasks - age_C) / num_tasks if mean_scaling else None
+    age_S = age_C.repeat_interleave(samples_per_class)
+
+    weight = weight_CD.detach().float().clone().requires_grad_(True)
+    bias = bias_C.detach().float().clone().requires_grad_(True)
+    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=momentum, weight_decay=weight_decay)
+    for epoch in range(epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(lr, 0.0, epoch, epochs)
+        features, labels = gaussians.sample(samples_per_class, generator=generator, mean_scale_C=mean_scale_C)
+        if feature_scale > 0:
+            features = features * old_task_shrink(age_S, feature_scale, generator).to(features)[:, None]
+        order = torch.randperm(len(labels), generator=generator)
+        features, labels = features[order].to(device), labels[order].to(device)
+        loss_sum = torch.zeros((), device=device)
+        for chunk, target in zip(features.split(samples_per_class), labels.split(samples_per_class)):
+            logits = torch.nn.functional.linear(chunk, weight, bias)
+            loss = task_normalized_cross_entropy(logits, target, task_sizes, temperature)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()
+        on_epoch(epoch, float(loss_sum) / num_classes)
+    return weight.detach(), bias.detach()
+
+
+def task_age(task_sizes: Sequence[int]) -> np.ndarray:
+    """For every class the number of tasks since its own, ``t - t_c``, by the true task boundaries; int64 ``[C]``."""
+    return len(task_sizes) - 1 - np.repeat(np.arange(len(task_sizes)), task_sizes)
+
+
+def old_task_shrink(age_S: Tensor, feature_scale: float, generator: torch.Generator | None = None) -> Tensor:
+    """SLCA++'s factor of every sample, ``1 / (1 + r (t - t_c))`` with ``r ~ U(mu - 0.01, mu + 0.01)``; ``[S]``."""
+    r = feature_scale + SCALE_HALF_WIDTH * (2 * torch.rand(len(age_S), generator=generator) - 1)
+    return 1 / (1 + r * age_S)
+
+
+def align(classifier: LinearClassifier, gaussians: ClassGaussians, config: AlignConfig, weight_decay: float,
+          seed: int, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None) -> LinearClassifier:
+    """The aligned classifier for evaluation after the current task: a new value with the inference scales folded in.
+
+    The samples depend on ``seed`` and the number of tasks only. The first task needs no alignment.
+    """
+    task = len(classifier.task_sizes) - 1
+    if config.epochs == 0 or task == 0:
+        return classifier
+    generator = torch.Generator().manual_seed((seed << 16) + task)
+    weight, bias = align_classifier(
+        classifier.weight_CD, classifier.bias_C, gaussians, classifier.task_sizes, epochs=config.epochs,
+        samples_per_class=config.samples_per_class, lr=config.lr, momentum=config.momentum, weight_decay=weight_decay,
+        temperature=config.temperature, feature_scale=config.feature_scale, mean_scaling=config.mean_scaling,
+        generator=generator, on_epoch=on_epoch,
+    )
+    return LinearClassifier(weight, bias, classifier.task_sizes).folded(config.feature_scale)

@@ -1,0 +1,110 @@
+"""Snapshots: immutable folders of safetensors files and a state, complete or absent, never half.
+
+A snapshot is written under a temporary name, every file flushed, ``MANIFEST.json`` (sha256 of each file) last, then
+renamed into place. Reading checks every byte against the manifest, so a flipped bit or a torn write is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from slca_fast import files
+
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+FORMAT = 1
+
+
+class BadSnapshot(Exception):
+    """A snapshot that cannot be trusted; says why."""
+
+
+def write_snapshot(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Writes ``folder`` with one ``<key>.safetensors`` per entry of ``tensors`` and ``state`` as JSON.
+
+    Atomic: after a crash at any moment ``folder`` is complete or does not exist. Raises OSError when the disk does,
+    leaving nothing behind.
+    """
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        payload = {f"{name}.safetensors": save_tensors(_portable(group)) for name, group in tensors.items()}
+        payload[STATE] = json.dumps(state, indent=1, allow_nan=False).encode()
+        digests = {}
+        for name, data in payload.items():
+            files.write_durably(temporary / name, data)
+            digests[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        manifest = {"format": FORMAT, "files": digests}
+        manifest["sha256"] = _digest_of(manifest)
+        files.write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        files.sync_folder(temporary)
+        # Only a damaged or identical snapshot can stand here: nothing of value is lost if we crash in between.
+        shutil.rmtree(folder, ignore_errors=True)
+        files.rename_durably(temporary, folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def read_snapshot(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The tensors and the state of a snapshot, every byte verified; raises BadSnapshot with the reason."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        claimed = manifest.pop("sha256")
+        if _digest_of(manifest) != claimed:
+            raise BadSnapshot(f"{folder / MANIFEST} does not match its own digest")
+        if manifest["format"] != FORMAT:
+            raise BadSnapshot(f"{folder} has format {manifest['format']}, this version reads {FORMAT}")
+        payload = {}
+        for name, entry in manifest["files"].items():
+            data = (folder / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                raise BadSnapshot(f"{folder / name} does not match its sha256")
+            payload[name] = data
+        state = json.loads(payload.pop(STATE))
+    except OSError as error:
+        raise BadSnapshot(f"{folder} cannot be read ({error.strerror}: {error.filename})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadSnapshot(f"{folder / MANIFEST} is damaged ({error})") from error
+    return {name.removesuffix(".safetensors"): load_tensors(data) for name, data in payload.items()}, state
+
+
+def newest_valid(folders: list[Path], report: Callable[[str], None]) -> Iterator[tuple[dict, dict]]:
+    """``(tensors, state)`` of the valid ones of ``folders``, newest (last) first; bad ones are reported."""
+    for folder in reversed(folders):
+        try:
+            tensors, state = read_snapshot(folder)
+        except BadSnapshot as problem:
+            report(f"checkpoint ignored: {problem}")
+            continue
+        yield tensors, state
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """One digest over names, dtypes, shapes and bytes of ``tensors``, by sorted name."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _portable(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in group.items()}
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""The command line: parse and render; no training logic. Imports of the heavy parts wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from slca_fast.errors import DataError, UserError
+
+# Command -> (module of slca_fast.cli with add_arguments and main, one line of help).
+COMMANDS = {
+    "train": ("train", "train one or several presets or YAML files"),
+    "presets": ("presets", "list the named configurations"),
+    "check-data": ("check_data", "look for everything that is wrong with an image folder"),
+    "evaluate": ("evaluate", "test a run's newest finished task again"),
+    "predict": ("predict", "classify image files with a run"),
+    "report": ("report", "write a run's report.html, or compare several runs"),
+    "export": ("export", "write a run's backbone for plain timm or PEFT"),
+    "doctor": ("doctor", "say what this machine can use and why not the rest"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``slca-fast`` with ``argv`` and returns its exit code: 0 done, 2 the user's input, 3 the data."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    try:
+        return _dispatch(argv)
+    except DataError as error:
+        code, message = 3, str(error)
+    except UserError as error:
+        code, message = 2, str(error)
+    except BrokenPipeError:
+        # The reader of our output has gone (``| head``): nobody is left to tell.
+        sys.stderr.close()
+        return 1
+    if debug:
+        traceback.print_exc()
+    print(f"slca-fast: error: {message}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="slca-fast", description="Continual learning with pre-trained vision transformers: SLCA and SLCA++.",
+        epilog="Every command has --help. --debug shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, (_, help_text) in COMMANDS.items():
+        commands.add_parser(name, help=help_text, add_help=False)
+    if not argv or argv[0] not in COMMANDS:
+        parser.parse_args(argv or ["--help"])
+        raise AssertionError("argparse has not ended")
+    module = importlib.import_module(f"slca_fast.cli.{COMMANDS[argv[0]][0]}")
+    return module.main(argv[1:])
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"slca-fast {version('slca-fast')}"

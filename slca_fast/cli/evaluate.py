@@ -1,0 +1,46 @@
+"""``slca-fast evaluate``: a run's newest finished task on its test images, again."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints accuracy over all seen classes and by task."""
+    parser = argparse.ArgumentParser(prog="slca-fast evaluate", description="Test a run's newest finished task again.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--data.root", dest="root", help="image folder (default: the run's own)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    from slca_fast.data.index import load_dataset
+    from slca_fast.data.stream import Stream
+    from slca_fast.errors import UserError
+    from slca_fast.evaluate import evaluate, extract_features
+    from slca_fast.trained import load_run
+
+    model = load_run(options.run, options.device)
+    config = model.config
+    if options.root is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=options.root))
+    dataset = load_dataset(config.data)
+    if dataset.class_names != model.class_names:
+        raise UserError(f"--data.root {config.data.root}: its classes are not those of {options.run}")
+    stream = Stream(dataset, model.plan, config.data, config.optim.batch_size, model.device)
+    try:
+        features, labels = extract_features(model.backbone, stream.seen_test(model.num_tasks_done - 1), model.precision)
+    finally:
+        stream.close()
+    result = evaluate(model.classifier, features, labels, model.plan)
+    if options.json:
+        print(json.dumps({"tasks": model.num_tasks_done, "images": len(labels), "accuracy": result.accuracy,
+                          "top5": result.top5, "per_task": result.per_task}))
+    else:
+        by_task = " ".join(f"{value:.2f}" for value in result.per_task)
+        print(f"after task {model.num_tasks_done}: accuracy {result.accuracy:.2f}, top-5 {result.top5:.2f} "
+              f"({len(labels)} images; by task: {by_task})")
+    return 0

@@ -1,0 +1,162 @@
+"""``slca-fast train``: one or several presets or files, one or several seeds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from slca_fast.cli.config_args import Source, config_help, load_source, parse_overrides
+from slca_fast.config import Config
+from slca_fast.config_file import config_to_yaml
+from slca_fast.errors import UserError
+
+USAGE = "slca-fast train PRESET|FILE.yaml ... [--a.b VALUE ...] [--output DIR] [--seeds S,S,..] [--resume]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains what ``argv`` names; several presets or seeds share one output folder and end in a comparison."""
+    options, rest = _parse(argv)
+    if options.help:
+        print(f"usage: {USAGE}\n")
+        print("options:\n  --seeds S,S,..   run once per seed and report mean and std\n"
+              "  --resume         continue the newest checkpoint of the run folder\n"
+              "  --print-config   print the resolved configuration and stop\n"
+              "  --debug          show the traceback of an error\n")
+        print(config_help())
+        return 0
+    runs = _plan_runs(options, rest)
+    if options.print_config:
+        print("---\n".join(config_to_yaml(config) for _, config in runs), end="")
+        return 0
+    return _train_all(runs, options)
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(prog="slca-fast train", usage=USAGE, add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--seeds")
+    names = []
+    argv = list(argv)
+    while argv and not argv[0].startswith("-"):
+        names.append(argv.pop(0))
+    options, rest = parser.parse_known_args(argv)
+    options.names = names
+    if not names and not options.help:
+        raise UserError(f"name a preset or a YAML file: {USAGE}; slca-fast presets lists them")
+    return options, rest
+
+
+def _plan_runs(options: argparse.Namespace, rest: list[str]) -> list[tuple[Source, Config]]:
+    seeds = _seeds(options.seeds)
+    runs = []
+    for name in options.names:
+        source = load_source(name)
+        config = parse_overrides(source.config, rest)
+        if name.endswith("config.yaml") and config.output == source.config.output and not options.resume:
+            # A run folder's own config names that folder: repeating it must not land there.
+            config = dataclasses.replace(config, output=None)
+        for seed in seeds or [config.seed]:
+            runs.append((source, dataclasses.replace(config, seed=seed, output=_output(options, source, config, seed))))
+    taken: dict[str, str] = {}
+    for source, config in runs:
+        if config.output in taken:
+            raise UserError(f"{source.name} and {taken[config.output]} would both write {config.output}; rename one file")
+        taken[config.output] = source.name
+    return runs
+
+
+def _output(options: argparse.Namespace, source: Source, config: Config, seed: int) -> str:
+    several = options.seeds is not None
+    if config.output is None:
+        return f"runs/{source.name}/seed{seed}" if several else f"runs/{source.name}-seed{seed}"
+    parts = [config.output] + ([source.name] if len(options.names) > 1 else []) + ([f"seed{seed}"] if several else [])
+    return os.path.join(*parts)
+
+
+def _seeds(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text}: give integers separated by commas, e.g. --seeds 1993,1996,1997") from None
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {text}: a seed is named twice")
+    return seeds
+
+
+def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace) -> int:
+    from slca_fast.console import observer_for
+    from slca_fast.experiment import Interrupted, run
+    from slca_fast.report import comparison_table, write_report
+
+    console = Console(stderr=False)
+    stop = StopSignal()
+    done: list[Path] = []
+    for source, config in runs:
+        folder = Path(config.output)
+        resume = options.resume and (folder / "config.yaml").is_file()
+        if options.resume and not resume and len(runs) == 1:
+            raise UserError(f"--resume: {folder} holds no run; leave --resume out to start one there")
+        prefix = f"[{source.name} seed {config.seed}] " if len(runs) > 1 else ""
+        observer = observer_for(console, prefix, config.optim.epochs)
+        with stop:
+            try:
+                summary = run(config, preset=source.name, resume=resume, observer=observer, should_stop=stop.asked)
+            except Interrupted as interrupted:
+                again = f"slca-fast train {' '.join(sys.argv[2:])}"
+                again = again if "--resume" in again else f"{again} --resume"
+                print(f"stopped; a checkpoint is in {interrupted.folder}; continue with: {again}", file=sys.stderr)
+                return 128 + stop.number
+        report = write_report(folder)
+        done.append(folder)
+        console.print(f"{prefix}Last {summary['last_accuracy']:.2f}, Inc {summary['average_incremental_accuracy']:.2f}, "
+                      f"forgetting {summary['forgetting']:.2f}, {summary['total_seconds']:.1f} s; report: {report}",
+                      highlight=False, markup=False, soft_wrap=True)
+    if len(done) > 1:
+        _compare(done, console, comparison_table)
+    return 0
+
+
+def _compare(done: list[Path], console: Console, comparison_table) -> None:
+    from slca_fast.report import compare_runs
+
+    console.print(comparison_table(done))
+    parent = Path(os.path.commonpath(done))
+    console.print(f"comparison: {compare_runs(done, parent / 'report.html')}", highlight=False, markup=False,
+                  soft_wrap=True)
+
+
+class StopSignal:
+    """Turns the first SIGINT or SIGTERM into a wish to stop; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, object] = {}
+
+    def asked(self) -> bool:
+        return self.number != 0
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, frame: object) -> None:
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        print("stopping after this batch, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)

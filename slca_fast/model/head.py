@@ -1,0 +1,63 @@
+"""Linear heads, one per task, and the read-only classifier that evaluation uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """One linear head per task on ``feature_dim`` features; only the newest one learns."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.feature_dim = feature_dim
+        self.heads = nn.ModuleList()
+
+    @property
+    def task_sizes(self) -> tuple[int, ...]:
+        return tuple(head.out_features for head in self.heads)
+
+    def grow(self, num_labels: int, seed: int, device: torch.device) -> nn.Linear:
+        """Appends (and returns) a head with weights from a normal of std 0.02 truncated at +-2, bias 0.
+
+        Older heads are frozen. ``seed`` and the number of heads decide the weights.
+        """
+        for parameter in self.heads.parameters():
+            parameter.requires_grad_(False)
+        generator = torch.Generator().manual_seed((seed << 16) + len(self.heads))
+        head = nn.Linear(self.feature_dim, num_labels)
+        nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
+        nn.init.zeros_(head.bias)
+        self.heads.append(head.to(device))
+        return self.heads[-1]
+
+    def linear(self) -> LinearClassifier:
+        """All heads as one matrix, copied, in float32."""
+        weight = torch.cat([head.weight.detach() for head in self.heads]).float()
+        bias = torch.cat([head.bias.detach() for head in self.heads]).float()
+        return LinearClassifier(weight, bias, self.task_sizes)
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """Heads of all tasks as one value: ``weight_CD`` ``[C, D]`` and ``bias_C`` ``[C]``, cut by ``task_sizes``."""
+
+    weight_CD: Tensor
+    bias_C: Tensor
+    task_sizes: tuple[int, ...]
+
+    def logits(self, features_ND: Tensor) -> Tensor:
+        """``[N, C]`` for features ``[N, D]``."""
+        return torch.nn.functional.linear(features_ND, self.weight_CD, self.bias_C)
+
+    def folded(self, feature_scale: float) -> LinearClassifier:
+        """SLCA++'s inference scales as weights: head k sees ``1 + feature_scale (t - k)`` times its input.
+
+        Biases are not scaled.
+        """
+        task = len(self.task_sizes) - 1
+        scale = torch.cat([torch.full((size,), 1 + feature_scale * (task - k)) for k, size in enumerate(self.task_sizes)])
+        return LinearClassifier(self.weight_CD * scale.to(self.weight_CD)[:, None], self.bias_C, self.task_sizes)

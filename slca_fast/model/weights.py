@@ -1,0 +1,105 @@
+"""Reading pre-trained ViT weights: safetensors, Google's .npz and .pth files with their various prefixes."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from slca_fast.errors import UserError
+
+OPTION = "--model.checkpoint"
+# A classifier or projector on top of the features is not part of the backbone.
+HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "pre_logits.", "projector.", "predictor.")
+# Wrappers of other code bases around the backbone's names (DataParallel, MoCo v3, common trainers).
+WRAPPERS = ("module.", "base_encoder.", "backbone.", "model.", "vit.")
+
+
+def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
+    """Loads ``path`` into a timm vision transformer without a classification head, in place.
+
+    Accepts .safetensors, Google's .npz, and .pth/.pt/.bin (read with ``weights_only=True``, never unpickled freely);
+    ``module.`` and ``base_encoder.`` prefixes (MoCo v3) are stripped, momentum encoder and heads are ignored, and
+    position embeddings are resampled to the model's grid. Raises UserError when the file cannot be read or does not
+    fit the model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{OPTION} {path}: no such file")
+    if path.suffix == ".npz":
+        _load_npz(vit, path)
+        return
+    state = strip_prefixes(_read(path))
+    _require_same_width(vit, state, path)
+    state = checkpoint_filter_fn(state, vit)
+    wanted = vit.state_dict()
+    for name, tensor in state.items():
+        if name in wanted and wanted[name].shape != tensor.shape:
+            raise UserError(f"{OPTION} {path}: {name} is {list(tensor.shape)} but --model.name needs "
+                            f"{list(wanted[name].shape)}; choose the model that the weights belong to")
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise UserError(f"{OPTION} {path}: {len(missing)} of {len(wanted)} weights are missing (first: {missing[0]}); "
+                        f"choose the --model.name and --model.kwargs that the weights belong to")
+    vit.load_state_dict({name: state[name].to(wanted[name].dtype) for name in wanted})
+
+
+def strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone's weights of ``state`` under timm's names, without wrappers, heads or a momentum encoder."""
+    stripped = {}
+    for name, tensor in state.items():
+        # Other encoders and heads (MoCo's predictor) are dropped before their wrapper hides them.
+        bare = name.removeprefix("module.")
+        if bare.startswith("momentum_encoder."):
+            continue
+        while any(bare.startswith(wrapper) for wrapper in WRAPPERS):
+            bare = bare.removeprefix(next(w for w in WRAPPERS if bare.startswith(w)))
+        if not bare.startswith(HEAD_PREFIXES):
+            stripped[bare] = tensor
+    return stripped
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{OPTION} {path}: not a readable checkpoint ({_first_line(error)})") from error
+    except Exception as error:
+        # weights_only refuses arbitrary objects with an UnpicklingError; loading them unsafely is no option.
+        raise UserError(f"{OPTION} {path}: holds more than plain tensors and is not loaded for safety; save its "
+                        f"state_dict as .safetensors ({_first_line(error)})") from error
+    for key in ("state_dict", "model", "module", "teacher"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise UserError(f"{OPTION} {path}: no weights found in it")
+    return tensors
+
+
+def _load_npz(vit: nn.Module, path: Path) -> None:
+    if not hasattr(vit, "load_pretrained"):
+        raise UserError(f"{OPTION} {path}: --model.name has no .npz weights; give .safetensors or .pth")
+    try:
+        vit.load_pretrained(str(path))
+    except (KeyError, ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"{OPTION} {path}: does not fit --model.name ({_first_line(error)})") from error
+
+
+def _require_same_width(vit: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    token = next((state[name] for name in ("cls_token", "pos_embed", "norm.weight") if name in state), None)
+    if token is not None and token.shape[-1] != vit.embed_dim:
+        raise UserError(f"{OPTION} {path}: its width is {token.shape[-1]} but --model.name has width {vit.embed_dim}; "
+                        f"choose the model that the weights belong to")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,145 @@
+"""Stage 1: fine-tuning backbone and the newest head on one task's images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slca_fast.config import Config
+from slca_fast.data.batch import Batch
+from slca_fast.data.stream import ImageSet
+from slca_fast.model.backbone import Backbone
+from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
+from slca_fast.optim import learning_rate, make_optimizer, slow_learner_param_groups
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss of a batch became NaN or infinite; names the batch's files."""
+
+
+class Stopped(Exception):
+    """A stop was asked for between two batches; training can go on from ``epoch`` and ``step``."""
+
+    def __init__(self, epoch: int, step: int, loss_sum: float) -> None:
+        super().__init__(f"stopped before step {step} of epoch {epoch}")
+        self.epoch, self.step, self.loss_sum = epoch, step, loss_sum
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch of stage 1 measured."""
+
+    task: int
+    epoch: int
+    """0-based."""
+    num_epochs: int
+    loss: float
+    """Mean over the epoch's images."""
+    lr: dict[str, float]
+    """Learning rate of every parameter group."""
+    num_images: int
+    """Images trained on by this call (fewer than the epoch's after a resume in its middle)."""
+    seconds: float
+    data_seconds: float
+    """Part of ``seconds`` spent waiting for images."""
+
+
+@dataclass
+class Stage1:
+    """Fine-tuning on one task, epoch by epoch, so that a checkpoint can fall between any two batches."""
+
+    backbone: Backbone
+    head: nn.Linear
+    images: ImageSet
+    config: Config
+    task: int
+    first_label: int
+    """Label of the task's first class: targets are label - first_label."""
+    precision: str
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        optim = self.config.optim
+        groups = slow_learner_param_groups(
+            self.backbone, self.head.parameters(), lr=optim.lr, backbone_lr_scale=optim.backbone_lr_scale,
+            lora_lr_scale=optim.lora_lr_scale_first if self.task == 0 else optim.backbone_lr_scale,
+            weight_decay=optim.weight_decay,
+        )
+        for group in groups:
+            group["base_lr"] = group["lr"]
+        self.device = self.head.weight.device
+        self.optimizer = make_optimizer(optim, groups, self.device)
+
+    def run_epoch(self, epoch: int, start_step: int = 0, loss_sum: float = 0.0,
+                  on_step: Callable[[int], None] = lambda num_images: None,
+                  should_stop: Callable[[], bool] = lambda: False) -> EpochReport:
+        """One pass over the task's images in the order that (seed, task, epoch) fixes.
+
+        ``start_step`` and ``loss_sum`` continue an epoch that a stop interrupted. ``on_step`` is told the number of
+        images of every finished batch. Raises Stopped when ``should_stop`` says so, NonFiniteLoss for a bad loss.
+        """
+        start, waited = time.perf_counter(), 0.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config.optim, group["base_lr"], epoch)
+        self.backbone.train()
+        losses: list[Tensor] = []
+        done: list[np.ndarray] = []
+        batches = self.images.train_batches(self.config.seed, self.task, epoch, start_step)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            while True:
+                if should_stop():
+                    raise Stopped(epoch, start_step + len(done), self._finite_sum(losses, done, loss_sum))
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                waited += time.perf_counter() - asked
+                if batch is None:
+                    break
+                # Dropout, when a user asks for it, is a function of the step: nothing of it needs saving.
+                torch.manual_seed(_step_seed(self.config.seed, self.task, epoch, start_step + len(done)))
+                losses.append(self._step(batch) * len(batch.label_B))
+                done.append(batch.sample_id_B)
+                on_step(len(batch.label_B))
+        total = self._finite_sum(losses, done, loss_sum)
+        return EpochReport(
+            self.task, epoch, self.config.optim.epochs, total / self.images.num_images,
+            {group["name"]: group["lr"] for group in self.optimizer.param_groups},
+            sum(len(ids) for ids in done), time.perf_counter() - start, waited,
+        )
+
+    def _step(self, batch: Batch) -> Tensor:
+        images = batch.images.to(self.device, non_blocking=True)
+        target_B = (batch.label_B - self.first_label).to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            with torch.set_grad_enabled(self.config.model.trainable != "head"):
+                features = self.backbone(images)
+            logits = self.head(features)
+        loss = symmetric_cross_entropy(logits, target_B, self.config.loss.ce_weight, self.config.loss.rce_weight)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach().float()
+
+    def _finite_sum(self, losses: list[Tensor], done: list[np.ndarray], loss_sum: float) -> float:
+        """``loss_sum`` plus the losses, added in order with one device sync; names the files of the first bad batch."""
+        for step, value in enumerate(torch.stack(losses).double().cpu().tolist() if losses else ()):
+            if not np.isfinite(value):
+                names = ", ".join(str(self.images.index.path_of(int(i))) for i in done[step])
+                raise NonFiniteLoss(f"the loss became {value} in task {self.task}; the images of that batch: {names}; "
+                                    f"lower --optim.lr or look at these images")
+            loss_sum += value
+        return loss_sum
+
+
+def _step_seed(seed: int, task: int, epoch: int, step: int) -> int:
+    return (((seed * 1009 + task) * 10007 + epoch) * 1000003 + step) % 2**63
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """bf16 autocast on ``device`` for precision "bf16"; nothing for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
