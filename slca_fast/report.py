@@ -181,9 +181,8 @@ def _run_page(run: RunRecord) -> dict[str, Any]:
     what += [_shown(summary[key]) for key in ("device", "precision") if summary.get(key)]
     notes = list(run.notes)
     if not run.complete:
-        of = f" of {num_tasks}" if num_tasks > len(run.curve) else ""
-        done = f"{len(run.curve)}{of} tasks are evaluated" if run.curve else "no task is evaluated yet"
-        notes.insert(0, f"This run is not finished: {done}. These are the numbers so far.")
+        done = f"{_counted(len(run.curve), 'task')} evaluated so far" if run.curve else "no task is evaluated yet"
+        notes.insert(0, f"This run is not finished: {done}.")
     recorded = sum(s for name, s in run.phases().items() if name != "other")
     total = run.metric("total_seconds")
     overlapping = total is not None and recorded > 1.01 * total
@@ -259,7 +258,7 @@ def _mistakes(run: RunRecord) -> list[dict[str, Any]]:
     np.fill_diagonal(wrong_CC, 0)
     totals_C = run.confusion_CC.sum(axis=1)
     names = run.class_names
-    if len(names) != len(wrong_CC):
+    if len(names) < len(wrong_CC):
         names = [f"class {i}" for i in range(len(wrong_CC))]
     largest = np.argsort(-wrong_CC, axis=None, kind="stable")[:6]
     pairs = [divmod(int(flat), len(wrong_CC)) for flat in largest]
@@ -301,7 +300,7 @@ def _problem_summary(run: RunRecord) -> str:
     quarantined = len(quarantined) if isinstance(quarantined, list) else quarantined
     if not count and not quarantined and not run.problems:
         return "None found."
-    return f"{_shown(count)} found, {_shown(quarantined)} files quarantined (left out of the run)."
+    return f"{_shown(count)} found, {_shown(quarantined)} quarantined (left out of the run)."
 
 
 def _problem_table(run: RunRecord) -> dict[str, Any]:
@@ -317,7 +316,7 @@ def _comparison_page(groups: list[RunGroup], notes: list[str]) -> dict[str, Any]
     best = {}
     for column in _COLUMNS:
         means = [m for row in rows if (m := row[f"{column.metric}_mean"]) is not None]
-        if len(means) > 1:
+        if len(set(means)) > 1:
             best[column.metric] = max(means) if column.higher_is_better else min(means)
     num_runs = sum(len(group.runs) for group in groups)
     return {

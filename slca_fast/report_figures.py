@@ -54,6 +54,8 @@ _HEAT = LinearSegmentedColormap.from_list(
     "heat", [(0.0, (0.38, 0.60, 0.98, 0.0)), (0.5, (0.23, 0.47, 0.95, 0.5)), (1.0, (0.11, 0.25, 0.69, 1.0))]
 )
 _WHITE_TEXT_FROM = 0.72  # share of the colour scale from which white is the more readable text in both themes
+# in points, since an SVG drops leading blanks
+_BESIDE = {"xytext": (5, 0), "textcoords": "offset points"}
 
 Draw = Callable[[Theme], Figure]
 
@@ -114,7 +116,7 @@ def _style(theme: Theme, salt: str = ""):
         "figure.facecolor": theme.background,
         "savefig.facecolor": theme.background,
         "legend.frameon": False,
-        "svg.fonttype": "none",
+        "figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.08, "svg.fonttype": "none",
         "svg.hashsalt": salt,
         "lines.linewidth": 1.8,
     }
@@ -276,8 +278,8 @@ def confusion(run: RunRecord) -> Draw:
         figure, axes = _figure(5.2)
         axes.imshow(np.sqrt(share_CC), cmap=_HEAT, vmin=0, vmax=1, interpolation="none")
         names = run.class_names
-        if num_classes <= _MAX_NAMED_CLASSES and len(names) == num_classes:
-            names = [name if len(name) <= 18 else name[:17] + "…" for name in names]
+        if num_classes <= _MAX_NAMED_CLASSES and len(names) >= num_classes:
+            names = [name if len(name) <= 18 else name[:17] + "…" for name in names[:num_classes]]
             size = min(9.0, 130 / num_classes)
             upright = num_classes <= 12 and max(map(len, names)) <= 3
             axes.set_xticks(range(num_classes), names, rotation=0 if upright else 90, fontsize=size)
@@ -346,7 +348,7 @@ def throughput(run: RunRecord) -> Draw:
     def draw(theme: Theme) -> Figure:
         figure, axes = _figure(2.7)
         _draw_by_task(axes, run.epochs, "images_per_second", theme.series[2], theme)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.ymax if axes.dataLim.ymax > 0 else 1)
         axes.set_ylabel("training images / s")
         axes.set_xlabel("epochs of all tasks, one band per task")
         return figure
@@ -402,8 +404,8 @@ def phases(run: RunRecord) -> Draw:
         axes.barh(names, list(seconds.values()), color=colours, height=0.66)
         for i, value in enumerate(seconds.values()):
             axes.annotate(
-                f" {value:,.1f} s · {100 * value / total:.0f}%",
-                (value, i),
+                f"{value:,.1f} s · {100 * value / total:.0f}%",
+                (value, i), **_BESIDE,
                 va="center",
                 fontsize=8.5,
                 color=theme.text,
@@ -465,7 +467,7 @@ def comparison_bars(groups: list[RunGroup], metric: str, label: str) -> Draw:
         for i, group in enumerate(groups):
             mean, std = group.spread(metric)
             if mean is None:
-                axes.annotate(" not measured", (0, i), va="center", color=theme.muted, fontsize=8.5)
+                axes.annotate("not measured", (0, i), **_BESIDE, va="center", color=theme.muted, fontsize=8.5)
                 continue
             axes.barh(i, mean, color=_group_style(i, theme)["color"], height=0.62, alpha=0.85)
             if std is not None:
@@ -474,8 +476,8 @@ def comparison_bars(groups: list[RunGroup], metric: str, label: str) -> Draw:
             axes.plot(values, np.full(len(values), i), "o", color=theme.text, markersize=2.8, alpha=0.7)
             end = max([mean + (std or 0.0), 0.0, *values])
             axes.annotate(
-                f"  {mean:.2f}" + (f" ± {std:.2f}" if std is not None else ""),
-                (end, i),
+                f"{mean:.2f}" + (f" ± {std:.2f}" if std is not None else ""),
+                (end, i), **_BESIDE,
                 va="center",
                 fontsize=8.5,
                 color=theme.text,
@@ -512,7 +514,7 @@ def comparison_phases(groups: list[RunGroup]) -> Draw:
             )
             left += seconds
         for i, total in enumerate(left):
-            axes.annotate(f"  {total:,.1f} s", (total, i), va="center", fontsize=8.5, color=theme.text)
+            axes.annotate(f"{total:,.1f} s", (total, i), **_BESIDE, va="center", fontsize=8.5, color=theme.text)
         axes.set_yticks(range(len(groups)), [_short(group.label) for group in groups])
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlim(0, 1.22 * (left.max() or 1.0))

@@ -121,7 +121,7 @@ def test_headline_numbers_and_sections(tmp_path):
     text = " ".join(page.text.split())
     for expected in ("80.25 %", "88.38 %", "3.25 pts", "-2.75 pts", "1,234 img/s", "90.0 s", "1.50 GiB", "SLCA++",
                      "seed 1993", "complete", "3 tasks", "6 classes", "fastest on this CPU", "2.14.1", "ab" * 32,
-                     "truncated after 812 bytes", "1 found, 1 files quarantined", "scenario: cil"):
+                     "truncated after 812 bytes", "1 found, 1 quarantined", "scenario: cil"):
         assert expected in text, expected
     assert page.tags.count("svg") == 6
     assert "<details" in page.source
