@@ -9,9 +9,7 @@ from PIL import Image
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     """Smooth blobs plus noise: compresses like a photograph, and every pixel differs."""
     rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(
-        rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8)
-    )
+    coarse = Image.fromarray(rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.int16)
     return Image.fromarray(np.clip(smooth + rng.integers(-12, 13, smooth.shape), 0, 255).astype(np.uint8))
 

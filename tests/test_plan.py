@@ -62,13 +62,9 @@ def test_plan_does_not_depend_on_chunks(recipe, seed, task, epoch, data):
 def test_plan_depends_on_every_key(change):
     height_N, width_N = np.full(200, 300), np.full(200, 400)
     keys = {"seed": 1, "task": 2, "epoch": 3}
-    first = P.train_plan(
-        "imagenet-r", 64, **keys, sample_id_N=np.arange(200), height_N=height_N, width_N=width_N
-    )
+    first = P.train_plan("imagenet-r", 64, **keys, sample_id_N=np.arange(200), height_N=height_N, width_N=width_N)
     keys[change] += 1
-    other = P.train_plan(
-        "imagenet-r", 64, **keys, sample_id_N=np.arange(200), height_N=height_N, width_N=width_N
-    )
+    other = P.train_plan("imagenet-r", 64, **keys, sample_id_N=np.arange(200), height_N=height_N, width_N=width_N)
     assert (first.crop_box_N4 == other.crop_box_N4).all(axis=1).mean() < 0.05
     assert 0.3 < (first.flip_N == other.flip_N).mean() < 0.7
 
@@ -131,14 +127,10 @@ def test_boxes_are_torchvisions(size, monkeypatch):
     height, width = size
     for sample in range(40):
         words = np.stack([P._words(7, 1, 2, np.array([sample]), P._CROP, k)[0] for k in range(10)])
-        plan = P.train_plan(
-            "imagenet-r", 64, 7, 1, 2, np.array([sample]), np.array([height]), np.array([width])
-        )
+        plan = P.train_plan("imagenet-r", 64, 7, 1, 2, np.array([sample]), np.array([height]), np.array([width]))
         with monkeypatch.context() as patched:
             _ScriptedTorch(words).install(patched)
-            i, j, h, w = T.RandomResizedCrop.get_params(
-                torch.zeros(3, height, width), [0.08, 1.0], [3 / 4, 4 / 3]
-            )
+            i, j, h, w = T.RandomResizedCrop.get_params(torch.zeros(3, height, width), [0.08, 1.0], [3 / 4, 4 / 3])
         assert plan.crop_box_N4[0].tolist() == [j, i, j + w, i + h]
 
 
@@ -163,14 +155,8 @@ def test_recipes_scale_with_the_input():
     plan = P.train_plan("cub200", 224, 0, 0, 0, np.arange(500), np.full(500, 333), np.full(500, 500))
     assert (plan.resized_N2 == 300).all() and plan.offset_N2.min() == 0 and plan.offset_N2.max() == 76
     assert (P.train_plan("cub200", 112, 0, 0, 0, [0], [9], [9]).resized_N2 == 150).all()
-    jitter = P.train_plan(
-        "cifar100", 224, 0, 0, 0, np.arange(4000), np.full(4000, 32), np.full(4000, 32)
-    ).brightness_N
-    assert (
-        1 - 63 / 255 <= jitter.min() < 0.76
-        and 1.24 < jitter.max() <= 1 + 63 / 255
-        and abs(jitter.mean() - 1) < 0.01
-    )
+    jitter = P.train_plan("cifar100", 224, 0, 0, 0, np.arange(4000), np.full(4000, 32), np.full(4000, 32)).brightness_N
+    assert 1 - 63 / 255 <= jitter.min() < 0.76 and 1.24 < jitter.max() <= 1 + 63 / 255 and abs(jitter.mean() - 1) < 0.01
     none = P.train_plan("none", 32, 5, 1, 2, [3], [40], [60])
     assert not none.flip_N[0] and none.resized_N2[0].tolist() == [48, 32]
 
@@ -181,9 +167,7 @@ def test_crop_statistics_are_torchvisions():
     our_area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / 120000
     torch.manual_seed(0)
     image = torch.zeros(3, 300, 400)
-    theirs = np.array(
-        [T.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
-    )
+    theirs = np.array([T.RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)])
     their_area = theirs[:, 2] * theirs[:, 3] / 120000
     from scipy.stats import ks_2samp
 

@@ -43,9 +43,7 @@ def list_split(root: Path, split: str) -> FolderListing:
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror})") from None
     domain_names = read_domain_names(root)
-    listing = FolderListing(
-        root, split, class_names, domains=[] if domain_names else None, domain_names=domain_names
-    )
+    listing = FolderListing(root, split, class_names, domains=[] if domain_names else None, domain_names=domain_names)
     for label, name in enumerate(class_names):
         _list_class(listing, label, os.path.join(split, name))
     return listing

@@ -14,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXIF_ORIENTATION_TAG = 0x0112
 SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
+JPEG_END = b"\xff\xd9"
+_PNG_END = b"IEND\xaeB`\x82"
 _TAIL_BYTES = 16
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error)
 _DEEP_GREY_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -45,7 +47,7 @@ class Header:
     format: str
     orientation: int
     plain: bool
-    """8-bit grey or RGB JPEG, or 8-bit RGB PNG: every decoder agrees about it."""
+    """Grey or RGB JPEG: every decoder agrees about it."""
     notes: tuple[str, ...]
     """Conversions that decoding will make, e.g. ("palette", "animated")."""
 
@@ -77,8 +79,7 @@ def _header_of(file: io.BufferedReader, suffix: str, num_bytes: int, max_megapix
         width, height = image.size
         if width * height > max_megapixels * 1e6:
             raise BadImage(
-                f"{width} x {height} pixels exceed the cap of {max_megapixels:g} megapixels "
-                "(--data.max_megapixels)"
+                f"{width} x {height} pixels exceed the cap of {max_megapixels:g} megapixels (--data.max_megapixels)"
             )
         notes = _conversions(image)
         if suffix not in _EXTENSIONS_OF[image.format]:
@@ -86,12 +87,7 @@ def _header_of(file: io.BufferedReader, suffix: str, num_bytes: int, max_megapix
         orientation = _orientation(image)
         if orientation != 1:
             notes += ("EXIF rotated",)
-        plain = (image.format == "JPEG" and image.mode in ("RGB", "L")) or (
-            image.format == "PNG"
-            and image.mode == "RGB"
-            and "transparency" not in image.info
-            and _png_bit_depth(file) == 8
-        )
+        plain = image.format == "JPEG" and image.mode in ("RGB", "L")
         header = Header(height, width, num_bytes, image.format, orientation, plain, notes)
         if not _ends_well(file, image.format, num_bytes):
             _to_rgb(image)
@@ -171,18 +167,13 @@ def _conversions(image: Image.Image) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _png_bit_depth(file: io.BufferedReader) -> int:
-    file.seek(24)
-    return file.read(1)[0]
-
-
 def _ends_well(file: io.BufferedReader, image_format: str, num_bytes: int) -> bool:
     """Whether the file ends as its format wants; False means: decode it to know whether it is truncated."""
     if image_format not in ("JPEG", "PNG"):
         return False
     file.seek(max(0, num_bytes - _TAIL_BYTES))
     tail = file.read(_TAIL_BYTES)
-    return tail.endswith(b"\xff\xd9") if image_format == "JPEG" else tail.endswith(b"IEND\xaeB`\x82")
+    return tail.endswith(JPEG_END) if image_format == "JPEG" else tail.endswith(_PNG_END)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

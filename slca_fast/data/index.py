@@ -44,7 +44,7 @@ class ImageIndex:
     orientation_N: np.ndarray
     """uint8 [N], EXIF orientation 1..8."""
     plain_N: np.ndarray
-    """bool [N]: 8-bit grey or RGB JPEG or 8-bit RGB PNG; other files are always decoded by Pillow."""
+    """bool [N]: grey or RGB JPEG; every other file is always decoded by Pillow."""
     domain_N: np.ndarray | None = None
     """int64 [N], position in domain_names; None without domains."""
     domain_names: tuple[str, ...] = ()
@@ -122,9 +122,7 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> ImageD
         raise DataError(describe_problems(root, problems))
     for listing, index in zip(listings, indices):
         _require_every_class(listing, index)
-    return ImageDataset(
-        *indices, class_names=train_listing.class_names, problems=tuple(problems), notes=dict(notes)
-    )
+    return ImageDataset(*indices, class_names=train_listing.class_names, problems=tuple(problems), notes=dict(notes))
 
 
 def scan_image_folder(root: str | Path, split: str, config: DataConfig | None = None) -> ImageIndex:
@@ -248,9 +246,7 @@ def find_test_split(root: Path) -> str:
     if "train" in with_classes and len(with_classes) > 1:
         return with_classes[1]
     shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    raise DataError(
-        f"{expected}, but found {shown or 'an empty folder'}" + _layout_hint(root, found, with_classes)
-    )
+    raise DataError(f"{expected}, but found {shown or 'an empty folder'}" + _layout_hint(root, found, with_classes))
 
 
 def _layout_hint(root: Path, found: list[str], with_classes: list[str]) -> str:
@@ -290,15 +286,11 @@ def _require_same_classes(train: FolderListing, test: FolderListing) -> None:
         tried = set(listing.labels) | {_class_of(listing, path) for path, _ in listing.problems}
         empty = [name for i, name in enumerate(listing.class_names) if i not in tried]
         if empty:
-            raise DataError(
-                f"{_count(empty, 'empty class folder')} in {listing.root / listing.split}: {_some(empty)}"
-            )
+            raise DataError(f"{_count(empty, 'empty class folder')} in {listing.root / listing.split}: {_some(empty)}")
 
 
 def _require_every_class(listing: FolderListing, index: ImageIndex) -> None:
-    missing = [
-        listing.class_names[i] for i in np.setdiff1d(np.arange(len(listing.class_names)), index.label_N)
-    ]
+    missing = [listing.class_names[i] for i in np.setdiff1d(np.arange(len(listing.class_names)), index.label_N)]
     if missing:
         raise DataError(
             f"no usable image is left in {listing.root / listing.split} of "

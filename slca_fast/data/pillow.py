@@ -6,17 +6,17 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
 from slca_fast.config import DataConfig
-from slca_fast.data.batch import Batch, PlanOf
+from slca_fast.data.batch import Batch, PlanOf, RuntimeProblems, make_batch
 from slca_fast.data.images import BadImage, decode_rgb
 from slca_fast.data.index import ImageIndex
 from slca_fast.data.plan import AugmentPlan
-from slca_fast.errors import DataError
 
 _AHEAD_BATCHES = 2
 _MOST_RESIZED_PIXELS = 64
@@ -43,6 +43,34 @@ def render(image: Image.Image, plan: AugmentPlan, row: int) -> Image.Image:
     return image
 
 
+def decode_expected(index: ImageIndex, sample_id: int, exif_orientation: bool) -> Image.Image:
+    """RGB image of one sample, of the size the index has for it; BadImage otherwise."""
+    path: Path = index.path_of(sample_id)
+    image = decode_rgb(path, exif_orientation)
+    require_size(index, sample_id, *image.size)
+    return image
+
+
+def require_size(index: ImageIndex, sample_id: int, width: int, height: int) -> None:
+    """BadImage unless a decoder's size is the one the plan was made for."""
+    expected = (int(index.width_N[sample_id]), int(index.height_N[sample_id]))
+    if (width, height) != expected:
+        raise BadImage(f"decodes to {width} x {height} pixels where its header said {expected[0]} x {expected[1]}")
+
+
+def fill_normalised(out_CHW: np.ndarray, image: Image.Image, config: DataConfig) -> None:
+    """Write (image / 255 - mean) / std, in the order of torchvision's ToTensor and Normalize: the same floats."""
+    out_CHW[...] = np.asarray(image).transpose(2, 0, 1)
+    out_CHW /= np.float32(255)
+    out_CHW -= np.array(config.mean, dtype=np.float32).reshape(3, 1, 1)
+    out_CHW /= np.array(config.std, dtype=np.float32).reshape(3, 1, 1)
+
+
+def num_threads(config: DataConfig) -> int:
+    """Decoding threads: as configured, or the cores this process may use."""
+    return config.num_workers or len(os.sched_getaffinity(0))
+
+
 class PillowSource:
     """Threads decode and augment; batches come out in order, a few ahead of the consumer."""
 
@@ -51,11 +79,9 @@ class PillowSource:
     def __init__(self, index: ImageIndex, config: DataConfig, reason: str = "asked for") -> None:
         self.reason = reason
         self._index, self._config = index, config
-        self._pool = ThreadPoolExecutor(
-            config.num_workers or os.cpu_count() or 1, thread_name_prefix="pillow"
-        )
-        self._mean_C = np.array(config.mean, dtype=np.float32).reshape(3, 1, 1)
-        self._std_C = np.array(config.std, dtype=np.float32).reshape(3, 1, 1)
+        self._bad = RuntimeProblems(index, config.policy)
+        self.problems = self._bad.found
+        self._pool = ThreadPoolExecutor(num_threads(config), thread_name_prefix="pillow")
 
     def batches(self, sample_id_batches: Iterable[np.ndarray], plan_of: PlanOf) -> Iterator[Batch]:
         """See batch.Source."""
@@ -64,9 +90,9 @@ class PillowSource:
             for sample_id_B in sample_id_batches:
                 waiting.append(self._start(np.asarray(sample_id_B, dtype=np.int64), plan_of))
                 if len(waiting) > _AHEAD_BATCHES:
-                    yield self._finish(*waiting.popleft())
+                    yield from self._finish(*waiting.popleft())
             while waiting:
-                yield self._finish(*waiting.popleft())
+                yield from self._finish(*waiting.popleft())
         finally:
             for _, _, futures in waiting:
                 for future in futures:
@@ -86,28 +112,17 @@ class PillowSource:
         return sample_id_B, images, futures
 
     def _fill(self, out_CHW: np.ndarray, sample_id: int, plan: AugmentPlan, row: int) -> None:
-        path = self._index.path_of(sample_id)
-        try:
-            image = decode_rgb(path, self._config.exif_orientation)
-        except BadImage as error:
-            raise DataError(f"{path}: {error}") from None
-        expected = (int(self._index.width_N[sample_id]), int(self._index.height_N[sample_id]))
-        if image.size != expected:
-            raise DataError(
-                f"{path}: decodes to {image.size[0]} x {image.size[1]} pixels, its header said "
-                f"{expected[0]} x {expected[1]}"
-            )
-        out_CHW[...] = np.asarray(render(image, plan, row)).transpose(2, 0, 1)
-        # The order of torchvision's ToTensor and Normalize, so that the floats are the same too.
-        out_CHW /= np.float32(255)
-        out_CHW -= self._mean_C
-        out_CHW /= self._std_C
+        image = decode_expected(self._index, sample_id, self._config.exif_orientation)
+        fill_normalised(out_CHW, render(image, plan, row), self._config)
 
-    def _finish(self, sample_id_B: np.ndarray, images: np.ndarray, futures: list[Future]) -> Batch:
-        for future in futures:
-            future.result()
-        return Batch(
-            torch.from_numpy(images),
-            torch.from_numpy(self._index.label_N[sample_id_B]),
-            torch.from_numpy(sample_id_B),
-        )
+    def _finish(self, sample_id_B: np.ndarray, images: np.ndarray, futures: list[Future]) -> Iterator[Batch]:
+        bad_rows = []
+        for row, future in enumerate(futures):
+            try:
+                future.result()
+            except BadImage as error:
+                self._bad.add(int(sample_id_B[row]), str(error))
+                bad_rows.append(row)
+        batch = make_batch(self._index, sample_id_B, torch.from_numpy(images), bad_rows)
+        if batch is not None:
+            yield batch

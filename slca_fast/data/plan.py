@@ -1,6 +1,6 @@
 """Which image comes when, and what is cut from it: a pure function of (seed, task, epoch, sample id).
 
-No generator has state. Every random number is a word of Philox4x32-10 (Salmon et al., SC 2011); its key is the
+No generator has state. Every random number is a word of Philox4x32-10 (Salmon et al., 2011); its key is the
 seed, its counter (sample id, purpose and draw, epoch, task): any rank, batch or chunk has the same plan.
 """
 
@@ -24,7 +24,7 @@ class AugmentPlan:
     """What to do with N images. Coordinates in source pixels, (x0, y0, x1, y1), x1 and y1 exclusive.
 
     The output is the region ``crop_box`` resampled (bicubic, antialiased) to size x size, mirrored where
-    ``flip``, times ``brightness`` (rounded down to 8 bits, 1 = untouched). The filter may see pixels outside
+    ``flip``, times ``brightness`` (rounded down to 8 bits, 1 = untouched). The filter may see outside
     the crop box but not outside ``clip_box``: crop-then-resize has clip = crop, resize-then-crop the whole image.
     """
 
@@ -75,9 +75,7 @@ def philox(key: tuple[int, int], counter_4: tuple[np.ndarray, ...]) -> np.ndarra
     return np.stack([c0, c1, c2, c3], axis=-1).astype(np.uint32)
 
 
-def _words(
-    seed: int, task: int, epoch: int, sample_id_N: np.ndarray, purpose: int, draw: int = 0
-) -> np.ndarray:
+def _words(seed: int, task: int, epoch: int, sample_id_N: np.ndarray, purpose: int, draw: int = 0) -> np.ndarray:
     """Four random uint32 words per sample, [N, 4]."""
     if not (0 <= seed < 2**64 and 0 <= task < 2**32 and 0 <= epoch < 2**32):
         raise ValueError(f"seed {seed}, task {task}, epoch {epoch}: give integers from 0 to 2^64, 2^32, 2^32")
@@ -136,9 +134,7 @@ def train_plan(
             return _words(seed, task, epoch, sample_id_N[rows], _CROP, k)
 
         box_N4 = random_resized_boxes(draw, height_N, width_N, spec.area, spec.ratio)
-        return AugmentPlan(
-            image_size, box_N4.astype(np.float64), box_N4.astype(np.int32), flip_N, brightness_N
-        )
+        return AugmentPlan(image_size, box_N4.astype(np.float64), box_N4.astype(np.int32), flip_N, brightness_N)
     if spec.crop == "resize-random":
         side = scaled(spec.resize, image_size)
         resized_N2 = np.full((num_images, 2), side, dtype=np.int64)
@@ -177,9 +173,7 @@ def short_side_resized(height_N: np.ndarray, width_N: np.ndarray, short: int) ->
     """(width, height) after torchvision's Resize(short), int64 [N, 2]; the long side is truncated."""
     long_N = (short * np.maximum(height_N, width_N) / np.minimum(height_N, width_N)).astype(np.int64)
     wide_N = width_N > height_N
-    return np.stack([np.where(wide_N, long_N, short), np.where(wide_N, short, long_N)], axis=1).astype(
-        np.int64
-    )
+    return np.stack([np.where(wide_N, long_N, short), np.where(wide_N, short, long_N)], axis=1).astype(np.int64)
 
 
 def random_resized_boxes(
