@@ -30,18 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [a for a in argv if a != "--debug"]
     try:
         return _dispatch(argv)
-    except DataError as error:
-        code, message = 3, str(error)
-    except UserError as error:
-        code, message = 2, str(error)
+    except (DataError, UserError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"slca-fast: error: {error}", file=sys.stderr)
+        return 3 if isinstance(error, DataError) else 2
     except BrokenPipeError:
         # The reader of our output has gone (``| head``): nobody is left to tell.
         sys.stderr.close()
         return 1
-    if debug:
-        traceback.print_exc()
-    print(f"slca-fast: error: {message}", file=sys.stderr)
-    return code
 
 
 def _dispatch(argv: list[str]) -> int:
