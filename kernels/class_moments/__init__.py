@@ -1,0 +1,1 @@
+"""Per-class count, mean and scatter of features."""

@@ -1,0 +1,1 @@
+"""Cholesky factors of class covariances, and features drawn from the class Gaussians."""
