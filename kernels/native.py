@@ -1,4 +1,4 @@
-"""Loads the native CPU library (kernels/csrc, built by CMake) through ctypes: raw pointers in, nothing of torch inside."""
+"""Loads the native CPU library (kernels/csrc, built by CMake) through ctypes: raw pointers in, no libtorch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ import torch
 ABI_VERSION = 2
 ISA_NAMES = ("generic", "avx2", "avx512")
 DEFAULT_LIBRARY = Path(__file__).parent / "_native" / "libslca_native.so"
+
+class NativeError(RuntimeError):
+    """An exported function came back with ``status``, which is not 0."""
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(f"{name} failed with status {status}")
+        self.status = status
+
 
 _C_TYPES = {
     "p": ctypes.c_void_p,
@@ -37,7 +45,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     except (OSError, AttributeError) as error:
         return None, f"{path} cannot be loaded: {error}"
     if version != ABI_VERSION:
-        return None, f"{path} has interface version {version}, this package needs {ABI_VERSION}: install again"
+        return None, f"{path} has interface version {version}, not {ABI_VERSION}: install again"
     return library, None
 
 
@@ -63,7 +71,7 @@ def isa() -> str | None:
 
 
 def set_isa(name: str) -> str:
-    """Runs on instruction set ``name`` if the machine has it, else on its best; returns the one in use (for tests)."""
+    """Runs on instruction set ``name`` if the machine has it, else on its best; returns the one in use."""
     library, reason = _load()
     assert library is not None, reason
     return ISA_NAMES[library.slca_set_isa(ISA_NAMES.index(name))]
@@ -72,8 +80,8 @@ def set_isa(name: str) -> str:
 def function(name: str, signature: str) -> Callable[..., None]:
     """A callable for the exported C function ``name``, bound at its first call.
 
-    ``signature`` has one letter an argument: p pointer (a tensor, whose ``data_ptr`` is passed, or None), q int64,
-    i int32, f float, d double. The C function returns 0, anything else raises RuntimeError.
+    ``signature`` has one letter an argument: p pointer (a tensor, whose ``data_ptr`` is passed, or None),
+    q int64, i int32, f float, d double. The C function returns 0, anything else raises NativeError.
     """
     types = [_C_TYPES[letter] for letter in signature]
     bound: list[Any] = []
@@ -87,7 +95,7 @@ def function(name: str, signature: str) -> Callable[..., None]:
             bound.append(symbol)
         status = bound[0](*(arg.data_ptr() if isinstance(arg, torch.Tensor) else arg for arg in args))
         if status != 0:
-            raise RuntimeError(f"{name} failed with status {status}")
+            raise NativeError(name, status)
 
     call.__name__ = name
     return call

@@ -3,6 +3,7 @@
 // instruction sets would be merged by the linker into one of them, and crash on a smaller machine.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -58,6 +59,14 @@ inline FloatV load_floats(const BFloat16* p) {
   return bits<FloatV>(__builtin_convertvector(load<HalfV>(p), UIntV) << 16);
 }
 
+// The first n < kLanes elements, `fill` behind them.
+template <class T>
+inline FloatV load_some(const T* p, int64_t n, float fill) {
+  float lanes[kLanes];
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? to_float(p[i]) : fill;
+  return load<FloatV>(lanes);
+}
+
 // Round to nearest even; a NaN stays a NaN.
 inline void store_floats(float* p, FloatV v) { store(p, v); }
 inline void store_floats(BFloat16* p, FloatV v) {
@@ -71,6 +80,13 @@ inline void store_float(float* p, float x) { *p = x; }
 inline void store_float(BFloat16* p, float x) {
   const uint32_t u = bits<uint32_t>(x);
   p->bits = static_cast<uint16_t>(x != x ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+template <class T>
+inline void store_some(T* p, FloatV v, int64_t n) {
+  float lanes[kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) store_float(p + i, lanes[i]);
 }
 
 // A NaN in either operand comes out as NaN.
@@ -94,7 +110,7 @@ inline float max_lanes_nan(FloatV v) {
 }
 
 // e^x for x <= 0 to about one unit in the last place; below -87.3 it is 0, NaN stays NaN.
-// x = n ln 2 + r with |r| <= ln(2)/2, e^r by its Taylor-like minimax polynomial of degree 6, times 2^n.
+// x = n ln 2 + r with |r| <= ln(2)/2, e^r by a minimax polynomial, times 2^n.
 inline FloatV exp_nonpositive(FloatV x) {
   const FloatV magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
   const FloatV clamped = x < -87.3f ? splat(-87.3f) : x;
@@ -111,7 +127,8 @@ inline FloatV exp_nonpositive(FloatV x) {
   p = p * (r * r) + r + 1.0f;
   const IntV exponent = bits<IntV>(shifted) << 23;  // the low bits of `shifted` are n
   const FloatV value = bits<FloatV>(bits<IntV>(p) + exponent);
-  return x < -87.3f ? splat(0.0f) : value;
+  const FloatV flushed = x < -87.3f ? splat(0.0f) : value;
+  return x != x ? x : flushed;
 }
 
 }  // namespace

@@ -7,7 +7,8 @@ applied would underflow), under torch.compile (no mutation in the graph) and in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -146,6 +147,18 @@ def raise_for_labels(name: str, num_classes: int, target_B: torch.Tensor, scale_
     if bool(bad_B.any()):
         row = int(bad_B.nonzero()[0])
         raise ValueError(f"{name}: label {int(target_B[row])} of row {row} is outside [0, {num_classes})")
+
+
+@contextlib.contextmanager
+def naming_the_label(
+    name: str, logits_BC: torch.Tensor, target_B: torch.Tensor, scale_B: torch.Tensor
+) -> Iterator[None]:
+    """Turns the native library's "a label is out of range" into the ValueError that names it."""
+    try:
+        yield
+    except native.NativeError:
+        raise_for_labels(name, logits_BC.shape[1], target_B, scale_B)
+        raise
 
 
 def reduce(loss_B: torch.Tensor, reduction: str, logits_BC: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.symmetric_cross_entropy.native_kernel import symmetric_cross_entropy_native
 from ..kernels.symmetric_cross_entropy.reference import (
     symmetric_cross_entropy_reference,
     symmetric_cross_entropy_rows,
@@ -84,7 +85,21 @@ def _triton(
     return symmetric_cross_entropy_triton(logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient)
 
 
-_OPS = row_loss.define("symmetric_cross_entropy", {"reference": _reference, "triton": _triton})
+def _native(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    scale_B: torch.Tensor,
+    ce_weight: float,
+    rce_weight: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with row_loss.naming_the_label("symmetric_cross_entropy", logits_BC, target_B, scale_B):
+        return symmetric_cross_entropy_native(logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient)
+
+
+_OPS = row_loss.define(
+    "symmetric_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native}
+)
 
 
 def _logits(num_rows: int, num_classes: int, device: torch.device, dtype: torch.dtype, spread: float) -> torch.Tensor:
