@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import PIL
@@ -11,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
-from slca_fast.kernels import native
+from slca_fast.kernels import native, triton_runtime
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
@@ -22,6 +25,9 @@ BACKENDS = [
     "reference",
     pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="native library not built")),
 ]
+needs_interpreter = pytest.mark.skipif(
+    triton_runtime.why_not("cpu") is not None, reason="Triton on the CPU needs TRITON_INTERPRET=1"
+)
 over_backends = pytest.mark.parametrize("backend", BACKENDS)
 KNOWN_PASS_ORDER = int(PIL.__version__.split(".")[0]) >= 13
 
@@ -226,6 +232,51 @@ def test_native_reads_no_byte_beyond_the_buffer():
             augment(pixels, *plan, box, box, ones.bool(), ones, 8, MEAN, STD, backend="native")
     finally:
         libc.mprotect(ctypes.c_void_p(address + 2 * page), page, 3)
+
+
+@needs_interpreter
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(9, 14, 7), (60, 9, 11), (3, 4, 35), (1, 1, 2)], ids=lambda v: str(v)
+)
+@pytest.mark.parametrize("crops_first", [False, True])
+def test_triton_equals_the_reference(height, width, size, crops_first):
+    box = [(1.25, 0.5, width - 0.5, height - 0.25)] if min(height, width) > 2 else [(0, 0, width, height)]
+    clip = [(0, 0, width, height)]
+    if crops_first:
+        box = clip = [(0, height // 3, width, height)]
+    plan = ([noise(height, width)], box, clip, size)
+    options = {"flip": [True], "brightness": [0.8], "channels_last": crops_first}
+    assert torch.equal(run(*plan, "triton", **options), run(*plan, "reference", **options))
+
+
+COMPILE_FOR_A_GPU = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from slca_fast.kernels.augment import triton_kernel
+
+kernel = triton_kernel.augment_kernel
+types = {name: "i32" for name in kernel.arg_names} | {"TILE": "constexpr", "BLOCK": "constexpr"}
+types |= {name: "fp32" for name in types if name.startswith(("mean", "std"))}
+types |= {f"{name}_ptr": kind for name, kind in {
+    "pixels": "*u8", "offset": "*i64", "width": "*i32", "box": "*fp64", "clip": "*i32", "flip": "*u8",
+    "brightness": "*fp32", "out": "*bf16"}.items()}
+constants = {"TILE": triton_kernel.TILE, "BLOCK": triton_kernel.BLOCK_OF_ROWS}
+target = GPUTarget("cuda", int(sys.argv[1]), 32)
+compiled = triton.compile(ASTSource(kernel, types, constants), target=target, options={"num_warps": 4})
+assert "mma" in compiled.asm["ptx"] and compiled.metadata.shared < 48 * 1024
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_triton_kernel_compiles_for_a_gpu(capability):
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE_FOR_A_GPU, str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
 
 
 def test_numpy_plans_are_taken():

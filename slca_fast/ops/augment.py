@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..kernels import native
+from ..kernels import native, triton_runtime
 from ..kernels.augment import native_kernel, reference
 from .registry import OpSpec, Sample, choose_backend, register
 
@@ -98,11 +97,14 @@ def _plan(pixels_U8, offset_N, height_N, width_N, box_N4, clip_N4, flip_N, brigh
 
 
 def _unusable(out: Tensor) -> dict[str, str | None]:
-    reasons: dict[str, str | None] = {"native": native.why_not(native_kernel.SYMBOL), "triton": None}
+    reasons = {
+        "native": native.why_not(native_kernel.SYMBOL),
+        "triton": triton_runtime.why_not(out.device.type),
+    }
     if out.dtype not in native_kernel.DTYPES:
         reasons["native"] = f"it writes float32 or bfloat16, not {out.dtype}"
-    if out.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        reasons["triton"] = "on the CPU it needs TRITON_INTERPRET=1"
+    if out.dtype == torch.float64:
+        reasons["triton"] = "it writes no float64"
     return reasons
 
 
@@ -126,14 +128,17 @@ def _augment_into(
         _check_values(pixels_U8.numel(), offset_N, height_N, width_N, box_N4, clip_N4, brightness_N)
     if out.numel() == 0:
         return
-    channels_last = not out.is_contiguous()
-    if backend == "native":
-        native_kernel.augment_into(
-            out, pixels_U8, offset_N, width_N, box_N4, clip_N4, flip_N, brightness_N, mean, std, channels_last
-        )
-        return
     plan = (offset_N, height_N, width_N, box_N4, clip_N4, flip_N, brightness_N)
-    out.copy_(reference.augment(pixels_U8, *plan, out.shape[-1], mean, std, dtype=out.dtype))
+    if backend == "reference":
+        out.copy_(reference.augment(pixels_U8, *plan, out.shape[-1], mean, std, dtype=out.dtype))
+        return
+    offset_N, _, *rest = (t.to(out.device, non_blocking=True) for t in plan)
+    if backend == "native":
+        native_kernel.augment_into(out, pixels_U8, offset_N, *rest, mean, std, not out.is_contiguous())
+    else:
+        from ..kernels.augment import triton_kernel
+
+        triton_kernel.augment_into(out, pixels_U8, offset_N, *rest, mean, std)
 
 
 @_augment_into.register_fake
@@ -198,13 +203,11 @@ def _batch(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tens
 
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     ragged = ((7, 9), (1, 1), (40, 12), (5, 33), (16, 16))
-    for channels_last in (False, True):
-        layout = {"dtype": dtype, "channels_last": channels_last}
-        suffix = " channels_last" if channels_last else ""
-        yield Sample(f"ragged to 16{suffix}", (*_batch(ragged, device), 16, MEAN, STD), layout)
-        yield Sample(f"ragged to 5{suffix}", (*_batch(ragged, device), 5, MEAN, STD), layout)
-        yield Sample(f"one image to 1{suffix}", (*_batch(((20, 30),), device), 1, MEAN, STD), layout)
-        yield Sample(f"no image{suffix}", (*_batch((), device), 8, MEAN, STD), layout)
+    in_planes, in_pixels = ({"dtype": dtype, "channels_last": last} for last in (False, True))
+    yield Sample("ragged to 16", (*_batch(ragged, device), 16, MEAN, STD), in_planes)
+    yield Sample("ragged to 5, channels last", (*_batch(ragged, device), 5, MEAN, STD), in_pixels)
+    yield Sample("one image to 1", (*_batch(((12, 9),), device), 1, MEAN, STD), in_planes)
+    yield Sample("no image", (*_batch((), device), 8, MEAN, STD), in_pixels)
 
 
 def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
@@ -226,7 +229,7 @@ register(
         name="augment",
         function=augment,
         reference=reference.augment,
-        backends={"cpu": ("native", "reference"), "cuda": ("reference",)},
+        backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
         dtypes=(torch.float32, torch.bfloat16),
