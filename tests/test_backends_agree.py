@@ -14,9 +14,9 @@ from slca_fast.errors import DataError, UserError
 
 needs_dali = pytest.mark.skipif(dali.why_not() is not None, reason=str(dali.why_not()))
 BACKENDS = ["pillow", "cache", pytest.param("dali", marks=needs_dali)]
-# Levels of 255: (largest, mean). The cache is Pillow but for resize-then-crop, where Pillow rounds the whole image's
-# filter positions and the op the crop's; DALI resamples with floating-point weights.
-LEVELS = {"cache": (1, 0.02), "dali": (3, 0.35)}
+# Levels of 255, (largest, mean). Measured: the cache 0 but for rare roundings of crop boxes to float32 (1); DALI,
+# whose CPU decoder gives Pillow's pixels and whose resampling has floating-point weights, 3 and 0.19.
+LEVELS = {"cache": (1, 0.01), "dali": (4, 0.3)}
 
 
 @pytest.fixture(scope="module")

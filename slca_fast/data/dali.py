@@ -225,7 +225,7 @@ class DaliSource:
                 mean=[255 * mean for mean in self._config.mean],
                 std=[255 * std for std in self._config.std],
             )
-            pipeline.set_outputs(images, fn.peek_image_shape(encoded))
+            pipeline.set_outputs(images, fn.peek_image_shape(encoded, adjust_orientation=False))
         pipeline.build()
         self._fill_queue(pipeline)
         return pipeline

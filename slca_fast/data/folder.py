@@ -64,7 +64,8 @@ def read_domain_names(root: Path) -> tuple[str, ...]:
 
 def _list_class(listing: FolderListing, label: int, class_folder: str) -> None:
     found: list[tuple[str, str]] = []
-    _walk(listing, class_folder, (), found)
+    above = tuple(_identity(os.stat(folder)) for folder in (listing.root, listing.root / listing.split))
+    _walk(listing, class_folder, above, found)
     for folder, name in sorted(found):
         path = os.path.join(folder, name)
         if listing.domains is not None:
@@ -87,7 +88,7 @@ def _walk(listing: FolderListing, folder: str, above: tuple, found: list[tuple[s
     except OSError as error:
         listing.problems.append((folder, f"folder cannot be read ({error.strerror})"))
         return
-    identity = (status.st_dev, status.st_ino)
+    identity = _identity(status)
     if identity in above:
         listing.problems.append((folder, "looping symlink: leads back to a folder above it"))
         return
@@ -103,6 +104,10 @@ def _walk(listing: FolderListing, folder: str, above: tuple, found: list[tuple[s
             found.append((folder, entry.name))
         else:
             listing.notes["other files ignored"] += 1
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def _broken_link(path: str) -> str:

@@ -74,13 +74,18 @@ def read_header(path: Path, max_megapixels: float) -> Header:
         raise BadImage(error.strerror or str(error)) from None
 
 
+def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
+    """BadImage for an image over the cap, before any of its pixels is decoded."""
+    if width * height > max_megapixels * 1e6:
+        raise BadImage(
+            f"{width} x {height} pixels exceed the cap of {max_megapixels:g} megapixels (--data.max_megapixels)"
+        )
+
+
 def _header_of(file: io.BufferedReader, suffix: str, num_bytes: int, max_megapixels: float) -> Header:
     with _open(file) as image:
         width, height = image.size
-        if width * height > max_megapixels * 1e6:
-            raise BadImage(
-                f"{width} x {height} pixels exceed the cap of {max_megapixels:g} megapixels (--data.max_megapixels)"
-            )
+        check_megapixels(width, height, max_megapixels)
         notes = _conversions(image)
         if suffix not in _EXTENSIONS_OF[image.format]:
             notes += ("wrong extension",)

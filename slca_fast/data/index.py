@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing, list_split
-from slca_fast.data.images import SWAPPING_ORIENTATIONS, BadImage, Header, read_header
+from slca_fast.data.headers import HeaderStore, cache_folder, read_headers
+from slca_fast.data.images import SWAPPING_ORIENTATIONS, BadImage
+from slca_fast.data.layout import find_test_split, require_every_class, require_same_classes
 from slca_fast.errors import DataError
 
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
-_CHUNK = 64
 _MOST_LISTED = 1000
 
 
@@ -56,6 +57,14 @@ class ImageIndex:
     def path_of(self, sample_id: int) -> Path:
         """The file of one sample."""
         return self.root / self.paths[sample_id]
+
+    def fingerprint(self) -> str:
+        """sha256 over class names, paths, labels, domains, sizes and file sizes: two indices of it feed alike."""
+        digest = hashlib.sha256(json.dumps([self.class_names, self.paths, self.domain_names]).encode())
+        for column in (self.label_N, self.height_N, self.width_N, self.num_bytes_N, self.domain_N):
+            if column is not None:
+                digest.update(column.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def subset(self, ids: np.ndarray) -> ImageIndex:
         """The images at these positions, in this order; positions are counted anew."""
@@ -106,30 +115,35 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> ImageD
     Raises DataError: one line for a wrong layout, or the list of all bad files under policy ``fail``.
     """
     root = embedded_root() if config.root is None else Path(config.root).expanduser()
-    train_listing, test_listing = _list_root(root)
-    _require_same_classes(train_listing, test_listing)
-    listings = (train_listing, test_listing)
+    test_name = find_test_split(root)
+    listings = (list_split(root, "train"), list_split(root, test_name))
+    require_same_classes(*listings)
+    store = HeaderStore(root)
     total, done = sum(len(listing.paths) for listing in listings), 0
     indices, problems, notes = [], [], Counter()
     for listing in listings:
         report = None if progress is None else lambda count, base=done: progress(base + count, total)
-        index, bad, found = index_listing(listing, config, report)
+        index, bad, found = index_listing(listing, config, store, report)
         indices.append(index)
         problems += bad
         notes.update(found)
         done += len(listing.paths)
+    store.save()
     if problems and config.policy == "fail":
         raise DataError(describe_problems(root, problems))
     for listing, index in zip(listings, indices):
-        _require_every_class(listing, index)
-    return ImageDataset(*indices, class_names=train_listing.class_names, problems=tuple(problems), notes=dict(notes))
+        require_every_class(listing, index.label_N)
+    single = int((np.bincount(indices[0].label_N) == 1).sum())
+    if single:
+        notes["classes with one training image"] = single
+    return ImageDataset(*indices, listings[0].class_names, tuple(problems), dict(notes))
 
 
 def scan_image_folder(root: str | Path, split: str, config: DataConfig | None = None) -> ImageIndex:
     """Index of one split folder ``<root>/<split>/<class>/**/<image>``; raises DataError on any bad file."""
     listing = list_split(Path(root), split)
-    index, problems, _ = index_listing(listing, config or DataConfig(), None)
-    if problems or listing.problems:
+    index, problems, _ = index_listing(listing, config or DataConfig())
+    if problems:
         raise DataError(describe_problems(Path(root), problems))
     return index
 
@@ -137,18 +151,13 @@ def scan_image_folder(root: str | Path, split: str, config: DataConfig | None = 
 def index_listing(
     listing: FolderListing,
     config: DataConfig,
-    report: Callable[[int], None] | None,
+    store: HeaderStore | None = None,
+    report: Callable[[int], None] | None = None,
 ) -> tuple[ImageIndex, list[Problem], Counter]:
-    """Read all headers with threads: (index of the good files, the bad ones, counts of conversions)."""
+    """Read all headers of a listing: (index of the good files, the bad ones, counts of conversions)."""
     problems = [Problem(path, reason) for path, reason in listing.problems]
     notes = Counter(listing.notes)
-    headers: list[Header | BadImage] = []
-    with ThreadPoolExecutor(config.num_workers or os.cpu_count() or 1) as pool:
-        chunks = [listing.paths[i : i + _CHUNK] for i in range(0, len(listing.paths), _CHUNK)]
-        for read in pool.map(lambda chunk: _read_chunk(listing.root, chunk, config.max_megapixels), chunks):
-            headers += read
-            if report is not None:
-                report(len(headers))
+    headers = read_headers(listing, config, store, report)
     good = []
     for i, header in enumerate(headers):
         if isinstance(header, BadImage):
@@ -157,16 +166,6 @@ def index_listing(
             good.append(i)
             notes.update(header.notes)
     return _index_of(listing, good, headers, config.exif_orientation), problems, notes
-
-
-def _read_chunk(root: Path, paths: list[str], max_megapixels: float) -> list[Header | BadImage]:
-    results = []
-    for path in paths:
-        try:
-            results.append(read_header(root / path, max_megapixels))
-        except BadImage as error:
-            results.append(error)
-    return results
 
 
 def _index_of(listing: FolderListing, good: list[int], headers: list, exif_orientation: bool) -> ImageIndex:
@@ -205,13 +204,6 @@ def embedded_root() -> Path:
     return Path(write_digits(cache_folder() / "digits"))
 
 
-def cache_folder() -> Path:
-    """SLCA_FAST_CACHE, or slca_fast under XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("SLCA_FAST_CACHE"):
-        return Path(os.environ["SLCA_FAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slca_fast"
-
-
 def describe_problems(root: Path, problems: list[Problem]) -> str:
     """Text of a DataError: how many files are bad, each with its reason."""
     listed = [f"  {problem}" for problem in problems[:_MOST_LISTED]]
@@ -224,88 +216,3 @@ def describe_problems(root: Path, problems: list[Problem]) -> str:
             *listed,
         ]
     )
-
-
-def _list_root(root: Path) -> tuple[FolderListing, FolderListing]:
-    test_name = find_test_split(root)
-    return list_split(root, "train"), list_split(root, test_name)
-
-
-def find_test_split(root: Path) -> str:
-    """``test`` or ``val``, whichever holds class folders (``test`` when both do), or DataError."""
-    expected = f"expected {root}/train/<class>/<image> and {root}/val or {root}/test likewise"
-    if not root.exists():
-        raise DataError(f"{expected}, but {root} does not exist")
-    if not root.is_dir():
-        raise DataError(f"{expected}, but {root} is a file")
-    try:
-        found = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
-    except OSError as error:
-        raise DataError(f"{expected}, but {root} cannot be read ({error.strerror})") from None
-    with_classes = [name for name in ("train", "test", "val") if _has_folders(root / name)]
-    if "train" in with_classes and len(with_classes) > 1:
-        return with_classes[1]
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    raise DataError(f"{expected}, but found {shown or 'an empty folder'}" + _layout_hint(root, found, with_classes))
-
-
-def _layout_hint(root: Path, found: list[str], with_classes: list[str]) -> str:
-    if "train" in with_classes:
-        return ": there is no val/ or test/ with class folders"
-    if root.name in ("train", "val", "test"):
-        return f"; give its parent {root.parent}"
-    inside = [name for name in found if name.endswith("/") and (root / name / "train").is_dir()]
-    if inside:
-        return f"; did you mean {root / inside[0]}?"
-    return ""
-
-
-def _has_folders(path: Path) -> bool:
-    try:
-        return path.is_dir() and any(entry.is_dir() for entry in os.scandir(path))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from None
-
-
-def _require_same_classes(train: FolderListing, test: FolderListing) -> None:
-    only_train = [name for name in train.class_names if name not in set(test.class_names)]
-    only_test = [name for name in test.class_names if name not in set(train.class_names)]
-    if only_train or only_test:
-        parts = [
-            f"only in {listing.split}/: {_some(names)}"
-            for listing, names in ((train, only_train), (test, only_test))
-            if names
-        ]
-        raise DataError(
-            f"the classes of {train.split}/ and {test.split}/ under {train.root} differ, so their labels "
-            f"would not agree; {'; '.join(parts)}"
-        )
-    if not train.paths and not test.paths and not train.problems and not test.problems:
-        raise DataError(f"no images under {train.root}: expected {train.root}/train/<class>/<image>")
-    for listing in (train, test):
-        tried = set(listing.labels) | {_class_of(listing, path) for path, _ in listing.problems}
-        empty = [name for i, name in enumerate(listing.class_names) if i not in tried]
-        if empty:
-            raise DataError(f"{_count(empty, 'empty class folder')} in {listing.root / listing.split}: {_some(empty)}")
-
-
-def _require_every_class(listing: FolderListing, index: ImageIndex) -> None:
-    missing = [listing.class_names[i] for i in np.setdiff1d(np.arange(len(listing.class_names)), index.label_N)]
-    if missing:
-        raise DataError(
-            f"no usable image is left in {listing.root / listing.split} of "
-            f"{_count(missing, 'class', 'classes')}: {_some(missing)}"
-        )
-
-
-def _class_of(listing: FolderListing, path: str) -> int:
-    parts = path.split(os.sep)
-    return listing.class_names.index(parts[1]) if len(parts) > 1 and parts[1] in listing.class_names else -1
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _count(items: list, one: str, many: str | None = None) -> str:
-    return f"{len(items)} {one if len(items) == 1 else many or one + 's'}"
