@@ -1,0 +1,84 @@
+"""``slca-fast doctor``: what this machine can use, and why not the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints versions, devices and, for every part, the backend that ``auto`` takes and why others are out."""
+    parser = argparse.ArgumentParser(prog="slca-fast doctor", description="Say what this machine can use and why not.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    findings = examine()
+    if options.json:
+        print(json.dumps(findings, indent=2))
+        return 0
+    console = Console()
+    for title, rows in findings.items():
+        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in rows.items():
+            table.add_row(name, value)
+        console.print(table)
+        console.print()
+    return 0
+
+
+def examine() -> dict[str, dict[str, str]]:
+    """Findings by topic: ``{"machine": {...}, "versions": {...}, "fast paths": {...}, "ops": {...}}``."""
+    from slca_fast.environment import device_description, pick_device, pick_precision, versions
+
+    device = pick_device("auto")
+    return {
+        "machine": {"device": device_description(device), "precision": pick_precision("auto", device),
+                    "CPU threads": str(torch.get_num_threads())},
+        "versions": versions(),
+        "fast paths": _fast_paths(device),
+        "ops": _ops(device),
+    }
+
+
+def _fast_paths(device: torch.device) -> dict[str, str]:
+    from slca_fast.kernels import native
+    from slca_fast.optim import apex_optimizers, optimizer_backend
+
+    cuda = device.type == "cuda"
+    return {
+        "CUDA": torch.version.cuda if cuda else "no: torch sees no CUDA device",
+        "native CPU library": "yes" if native.available() else f"no: {native.why_not()}",
+        "Triton": _importable("triton", "kernels run on CUDA; on a CPU only in its interpreter"),
+        "DALI": _importable("nvidia.dali", "decodes images", "install the extra: pip install slca-fast[dali]; images are "
+                            "decoded by Pillow without it"),
+        "NVIDIA apex": "yes" if apex_optimizers() is not None else "no: not installed, torch's fused optimizers serve",
+        "optimizer": f"{optimizer_backend('sgd', device)}; {optimizer_backend('adamw', device)}",
+    }
+
+
+def _importable(module: str, use: str, otherwise: str = "not installed") -> str:
+    try:
+        found: Any = importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return f"no: {otherwise} ({error})"
+    return f"yes, {getattr(found, '__version__', '')}: {use}"
+
+
+def _ops(device: torch.device) -> dict[str, str]:
+    from slca_fast.kernels import native
+    from slca_fast.ops.registry import all_ops
+
+    rows = {}
+    for name, spec in sorted(all_ops().items()):
+        order = spec.backends.get(device.type, ("reference",))
+        usable = [b for b in order if b != "native" or native.available()]
+        out = [f"{b} is out: {native.why_not()}" for b in order if b not in usable]
+        rows[name] = "; ".join([f"{usable[0]} (of {', '.join(order)})", *out])
+    return rows

@@ -1,0 +1,78 @@
+"""A run's backbone for other code: plain timm weights, or LoRA as a PEFT adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import Tensor
+
+from slca_fast import files
+from slca_fast.errors import UserError
+from slca_fast.model.lora import TARGET_PATHS, lora_layers, merge_lora
+from slca_fast.trained import TrainedModel
+
+
+def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
+    """Writes ``model.safetensors`` (LoRA merged, the aligned classifier as timm's head) and ``config.json``.
+
+    ``timm.create_model(name, num_classes=n, **kwargs)`` loads it strictly: row i of the head is ``classes[i]``. The
+    config says how the final norm differs from timm's (``eps``) and how images are normalised.
+    """
+    vit = merge_lora(model.backbone.vit)
+    state = {name: tensor.cpu().contiguous() for name, tensor in vit.state_dict().items()}
+    if model.plan.scenario != "cil":
+        raise UserError("--format timm: a domain-incremental run has one head per domain, timm has one head; "
+                        "export class-incremental runs")
+    state["head.weight"] = model.classifier.weight_CD.cpu().contiguous()
+    state["head.bias"] = model.classifier.bias_C.cpu().contiguous()
+    data = model.config.data
+    config = {
+        "architecture": model.config.model.name.split(".")[0], "kwargs": model.config.model.kwargs,
+        "num_classes": len(state["head.bias"]), "final_norm_eps": _final_norm_eps(vit),
+        "classes": [model.name_of(i) for i in range(len(state["head.bias"]))],
+        "image_size": data.image_size, "mean": data.mean, "std": data.std, "recipe": data.recipe,
+    }
+    return _write(folder, {"model.safetensors": save(state), "config.json": _json(config)})
+
+
+def export_peft(model: TrainedModel, folder: Path) -> list[Path]:
+    """Writes the LoRA factors as a PEFT adapter (``adapter_model.safetensors`` and ``adapter_config.json``).
+
+    Norms, biases, class token and heads, which learn too, are not part of a PEFT LoRA adapter: export timm for all.
+    Raises UserError for a run without LoRA.
+    """
+    layers = list(lora_layers(model.backbone.vit))
+    if not layers:
+        raise UserError("--format peft: the run has no LoRA (model.lora.rank is 0); use --format timm")
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers:
+        tensors[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A.detach().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
+    lora = model.config.model.lora
+    config = {
+        "peft_type": "LORA", "base_model_name_or_path": model.config.model.name, "r": lora.rank,
+        # PEFT scales by lora_alpha / r.
+        "lora_alpha": lora.scale * lora.rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
+        "target_modules": [TARGET_PATHS[target] for target in lora.targets], "inference_mode": True,
+    }
+    return _write(folder, {"adapter_model.safetensors": save(tensors), "adapter_config.json": _json(config)})
+
+
+def _final_norm_eps(vit) -> float:
+    norm = vit.norm if hasattr(vit.norm, "eps") else vit.fc_norm
+    return norm.eps
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _write(folder: Path, contents: dict[str, bytes]) -> list[Path]:
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--to {folder} is not empty: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in contents.items():
+        files.write_durably(folder / name, data)
+    return [folder / name for name in contents]
