@@ -35,7 +35,21 @@ _HOME = {
     "task_normalized_cross_entropy": "slca_fast.ops.task_normalized_cross_entropy",
 }
 
-__all__ = [*_HOME, "presets"]
+__all__ = [
+    "ClassGaussians",
+    "SymmetricCrossEntropy",
+    "align_classifier",
+    "apply_lora",
+    "augment",
+    "class_moments",
+    "lora_linear",
+    "merge_lora",
+    "presets",
+    "run",
+    "slow_learner_param_groups",
+    "symmetric_cross_entropy",
+    "task_normalized_cross_entropy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -90,8 +90,14 @@ def old_task_shrink(age_S: Tensor, feature_scale: float, generator: torch.Genera
     return 1 / (1 + r * age_S)
 
 
-def align(classifier: LinearClassifier, gaussians: ClassGaussians, config: AlignConfig, weight_decay: float,
-          seed: int, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None) -> LinearClassifier:
+def align(
+    classifier: LinearClassifier,
+    gaussians: ClassGaussians,
+    config: AlignConfig,
+    weight_decay: float,
+    seed: int,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> LinearClassifier:
     """The aligned classifier for evaluation after the current task: a new value with the inference scales folded in.
 
     The samples depend on ``seed`` and the number of tasks only. The first task needs no alignment.
@@ -101,9 +107,19 @@ def align(classifier: LinearClassifier, gaussians: ClassGaussians, config: Align
         return classifier
     generator = torch.Generator().manual_seed((seed << 16) + task)
     weight, bias = align_classifier(
-        classifier.weight_CD, classifier.bias_C, gaussians, classifier.task_sizes, epochs=config.epochs,
-        samples_per_class=config.samples_per_class, lr=config.lr, momentum=config.momentum, weight_decay=weight_decay,
-        temperature=config.temperature, feature_scale=config.feature_scale, mean_scaling=config.mean_scaling,
-        generator=generator, on_epoch=on_epoch,
+        classifier.weight_CD,
+        classifier.bias_C,
+        gaussians,
+        classifier.task_sizes,
+        epochs=config.epochs,
+        samples_per_class=config.samples_per_class,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=weight_decay,
+        temperature=config.temperature,
+        feature_scale=config.feature_scale,
+        mean_scaling=config.mean_scaling,
+        generator=generator,
+        on_epoch=on_epoch,
     )
     return LinearClassifier(weight, bias, classifier.task_sizes).folded(config.feature_scale)

@@ -41,8 +41,12 @@ class TasksConfig:
         _require(self.increment >= 1, "tasks.increment", self.increment, "give at least 1 class")
         if self.sizes is not None:
             object.__setattr__(self, "sizes", tuple(self.sizes))
-            _require(len(self.sizes) > 0 and min(self.sizes) >= 1, "tasks.sizes", list(self.sizes),
-                     "list at least one task, each of at least 1 class")
+            _require(
+                len(self.sizes) > 0 and min(self.sizes) >= 1,
+                "tasks.sizes",
+                list(self.sizes),
+                "list at least one task, each of at least 1 class",
+            )
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,26 @@ class DataConfig:
         for name in ("mean", "std"):
             value = tuple(getattr(self, name))
             object.__setattr__(self, name, value)
-            _require(len(value) == 3 and all(math.isfinite(v) for v in value), f"data.{name}", value,
-                     "give three finite numbers, one per RGB channel")
+            _require(
+                len(value) == 3 and all(math.isfinite(v) for v in value),
+                f"data.{name}",
+                value,
+                "give three finite numbers, one per RGB channel",
+            )
         _require(min(self.std) > 0, "data.std", self.std, "give positive numbers")
-        _require(self.num_workers is None or self.num_workers >= 1, "data.num_workers", self.num_workers,
-                 "give at least 1 thread, or leave it out")
+        _require(
+            self.num_workers is None or self.num_workers >= 1,
+            "data.num_workers",
+            self.num_workers,
+            "give at least 1 thread, or leave it out",
+        )
         _require(self.max_megapixels > 0, "data.max_megapixels", self.max_megapixels, "give a positive number")
-        _require(self.cache_budget_gb is None or self.cache_budget_gb >= 0, "data.cache_budget_gb",
-                 self.cache_budget_gb, "give a number of GB >= 0, or leave it out")
+        _require(
+            self.cache_budget_gb is None or self.cache_budget_gb >= 0,
+            "data.cache_budget_gb",
+            self.cache_budget_gb,
+            "give a number of GB >= 0, or leave it out",
+        )
 
 
 @dataclass(frozen=True)
@@ -127,8 +143,12 @@ class ModelConfig:
     """LoRA settings."""
 
     def __post_init__(self) -> None:
-        _require(self.lora.rank == 0 or self.trainable == "hybrid", "model.lora.rank", self.lora.rank,
-                 "LoRA needs --model.trainable hybrid")
+        _require(
+            self.lora.rank == 0 or self.trainable == "hybrid",
+            "model.lora.rank",
+            self.lora.rank,
+            "LoRA needs --model.trainable hybrid",
+        )
 
 
 @dataclass(frozen=True)
@@ -161,14 +181,23 @@ class OptimConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "betas", tuple(self.betas))
-        _require_finite("optim", lr=self.lr, backbone_lr_scale=self.backbone_lr_scale, momentum=self.momentum,
-                        lora_lr_scale_first=self.lora_lr_scale_first, weight_decay=self.weight_decay)
+        _require_finite(
+            "optim",
+            lr=self.lr,
+            backbone_lr_scale=self.backbone_lr_scale,
+            momentum=self.momentum,
+            lora_lr_scale_first=self.lora_lr_scale_first,
+            weight_decay=self.weight_decay,
+        )
         _require(self.epochs >= 1, "optim.epochs", self.epochs, "train for at least 1 epoch")
         _require(self.batch_size >= 1, "optim.batch_size", self.batch_size, "give at least 1 image")
-        _require(all(m >= 1 for m in self.milestones), "optim.milestones", list(self.milestones),
-                 "give epochs >= 1")
-        _require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "optim.betas", self.betas,
-                 "give two numbers in [0, 1)")
+        _require(all(m >= 1 for m in self.milestones), "optim.milestones", list(self.milestones), "give epochs >= 1")
+        _require(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            self.betas,
+            "give two numbers in [0, 1)",
+        )
 
 
 @dataclass(frozen=True)
@@ -182,8 +211,12 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         _require_finite("loss", ce_weight=self.ce_weight, rce_weight=self.rce_weight)
-        _require(self.ce_weight + self.rce_weight > 0, "loss.ce_weight", self.ce_weight,
-                 "at least one of ce_weight and rce_weight must be positive")
+        _require(
+            self.ce_weight + self.rce_weight > 0,
+            "loss.ce_weight",
+            self.ce_weight,
+            "at least one of ce_weight and rce_weight must be positive",
+        )
 
 
 @dataclass(frozen=True)
@@ -211,10 +244,18 @@ class AlignConfig:
         _require(self.epochs >= 0, "align.epochs", self.epochs, "give 0 (no alignment) or more epochs")
         _require(self.samples_per_class >= 1, "align.samples_per_class", self.samples_per_class, "give at least 1")
         _require_finite("align", lr=self.lr, momentum=self.momentum, ridge=self.ridge, feature_scale=self.feature_scale)
-        _require(self.temperature > 0 and math.isfinite(self.temperature), "align.temperature", self.temperature,
-                 "give a positive number")
-        _require(not (self.mean_scaling and self.feature_scale > 0), "align.feature_scale", self.feature_scale,
-                 "SLCA++'s feature scaling and SLCA's --align.mean_scaling exclude each other; turn one off")
+        _require(
+            self.temperature > 0 and math.isfinite(self.temperature),
+            "align.temperature",
+            self.temperature,
+            "give a positive number",
+        )
+        _require(
+            not (self.mean_scaling and self.feature_scale > 0),
+            "align.feature_scale",
+            self.feature_scale,
+            "SLCA++'s feature scaling and SLCA's --align.mean_scaling exclude each other; turn one off",
+        )
 
 
 @dataclass(frozen=True)

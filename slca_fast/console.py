@@ -50,8 +50,14 @@ class Bars(Observer):
     def __init__(self, console: Console, prefix: str = "", num_epochs: int = 1) -> None:
         self.console, self.prefix, self.num_epochs = console, prefix, num_epochs
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(), TextColumn("{task.fields[left]}"), console=console, transient=True,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
         )
         self.bar: TaskID | None = None
         self.label, self.left = "", ""
@@ -77,8 +83,13 @@ class Bars(Observer):
             self.progress.start()
         shown = f"epoch {self.epoch + 1}/{self.num_epochs}" if phase == "stage 1" else phase
         self.phase_began, self.phase_images = time.monotonic(), 0
-        self.progress.reset(self.bar, total=num_images or None, description=f"{self.prefix}{self.label} {shown}",
-                            speed="", left=self.left)
+        self.progress.reset(
+            self.bar,
+            total=num_images or None,
+            description=f"{self.prefix}{self.label} {shown}",
+            speed="",
+            left=self.left,
+        )
 
     def advanced(self, num_images: int) -> None:
         self.phase_images += num_images

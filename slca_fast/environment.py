@@ -12,8 +12,18 @@ import torch
 
 from slca_fast.errors import UserError
 
-PACKAGES = ("slca-fast", "torch", "torchvision", "triton", "timm", "numpy", "pillow", "nvidia-dali-cuda130",
-            "nvidia-dali-cuda120", "apex")
+PACKAGES = (
+    "slca-fast",
+    "torch",
+    "torchvision",
+    "triton",
+    "timm",
+    "numpy",
+    "pillow",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "apex",
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,8 +37,10 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--runtime.device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--runtime.device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "
-                        f"use --runtime.device cpu")
+        raise UserError(
+            f"--runtime.device {name}: this machine has {torch.cuda.device_count()} CUDA devices; "
+            f"use --runtime.device cpu"
+        )
     return device
 
 
@@ -76,5 +88,9 @@ def _cpu_name() -> str:
 def machine() -> dict[str, Any]:
     """What a benchmark file says about the machine it was made on."""
     device = pick_device("auto")
-    return {"device": device_description(device), "cpu": _cpu_name(), "cpu_threads": torch.get_num_threads(),
-            "platform": platform.platform()}
+    return {
+        "device": device_description(device),
+        "cpu": _cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }

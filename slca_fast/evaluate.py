@@ -20,8 +20,9 @@ from slca_fast.train import autocast
 TOP_K = 5
 
 
-def extract_features(backbone: Backbone, images: ImageSet, precision: str,
-                     on_step: Callable[[int], None] = lambda num_images: None) -> tuple[Tensor, Tensor]:
+def extract_features(
+    backbone: Backbone, images: ImageSet, precision: str, on_step: Callable[[int], None] = lambda num_images: None
+) -> tuple[Tensor, Tensor]:
     """Features (float32 ``[N, D]``) and labels (int64 ``[N]``) of all ``images`` under the test transform.
 
     On the backbone's device, in the order of the sample ids; the model is left in eval mode.
@@ -37,8 +38,13 @@ def extract_features(backbone: Backbone, images: ImageSet, precision: str,
     return torch.cat(features), torch.cat(labels).to(device)
 
 
-def measure_classes(backbone: Backbone, images: ImageSet, ridge: float, precision: str,
-                    on_step: Callable[[int], None] = lambda num_images: None) -> ClassGaussians:
+def measure_classes(
+    backbone: Backbone,
+    images: ImageSet,
+    ridge: float,
+    precision: str,
+    on_step: Callable[[int], None] = lambda num_images: None,
+) -> ClassGaussians:
     """Gaussians of the images' labels (class statistics after stage 1)."""
     features, labels = extract_features(backbone, images, precision, on_step)
     gaussians = ClassGaussians(backbone.feature_dim, ridge=ridge)
@@ -61,14 +67,22 @@ class TaskResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"accuracy": self.accuracy, "top5": self.top5, "per_task": list(self.per_task),
-                "confusion": self.confusion.tolist()}
+        return {
+            "accuracy": self.accuracy,
+            "top5": self.top5,
+            "per_task": list(self.per_task),
+            "confusion": self.confusion.tolist(),
+        }
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TaskResult:
         """The inverse of ``as_dict``."""
-        return TaskResult(values["accuracy"], values["top5"], tuple(values["per_task"]),
-                          np.asarray(values["confusion"], dtype=np.int64))
+        return TaskResult(
+            values["accuracy"],
+            values["top5"],
+            tuple(values["per_task"]),
+            np.asarray(values["confusion"], dtype=np.int64),
+        )
 
 
 def class_scores(logits_NL: Tensor, plan: TaskPlan) -> Tensor:

@@ -52,8 +52,14 @@ class Interrupted(Exception):
         self.folder = folder
 
 
-def run(config: Config, *, preset: str = "custom", resume: bool = False, observer: Observer | None = None,
-        should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def run(
+    config: Config,
+    *,
+    preset: str = "custom",
+    resume: bool = False,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Trains and evaluates the whole stream of ``config`` and returns its summary.
 
     Everything is written below ``config.output`` (default ``runs/<preset>-seed<seed>``). ``resume`` continues the
@@ -71,8 +77,9 @@ def run(config: Config, *, preset: str = "custom", resume: bool = False, observe
 class Experiment:
     """One run's values, from the configuration to the summary."""
 
-    def __init__(self, config: Config, preset: str, resume: bool, observer: Observer,
-                 should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self, config: Config, preset: str, resume: bool, observer: Observer, should_stop: Callable[[], bool]
+    ) -> None:
         self.began = time.perf_counter()
         self.preset, self.observer, self.should_stop = preset, observer, should_stop
         self.config = config = dataclasses.replace(config, output=config.output or f"runs/{preset}-seed{config.seed}")
@@ -84,8 +91,9 @@ class Experiment:
             torch.set_num_threads(config.runtime.num_threads)
         self.dataset = load_dataset(config.data, observer.indexing)
         self.data_hash = data_sha256(self.dataset)
-        self.plan: TaskPlan = plan_tasks(config.tasks, len(self.dataset.class_names), config.seed,
-                                         len(self.dataset.train.domain_names) or 1)
+        self.plan: TaskPlan = plan_tasks(
+            config.tasks, len(self.dataset.class_names), config.seed, len(self.dataset.train.domain_names) or 1
+        )
         self.backbone = build_backbone(config.model, config.data.image_size, config.seed).to(self.device)
         self.classifier = Classifier(self.backbone.feature_dim)
         self.gaussians = ClassGaussians(self.backbone.feature_dim, ridge=config.align.ridge)
@@ -146,8 +154,9 @@ class Experiment:
             self.observer.phase_started("stage 1", images.num_images)
             with self._phase("stage1"):
                 try:
-                    report = stage1.run_epoch(epoch, self.position.step, self.position.loss_sum,
-                                              self.observer.advanced, self.should_stop)
+                    report = stage1.run_epoch(
+                        epoch, self.position.step, self.position.loss_sum, self.observer.advanced, self.should_stop
+                    )
                 except Stopped as stop:
                     self._save(Position(task, stop.epoch, stop.step, stop.loss_sum), stage1.optimizer)
                     raise Interrupted(self.folder.path) from None
@@ -166,10 +175,13 @@ class Experiment:
         every = self.config.eval.every_epochs
         if every and (report.epoch + 1) % every == 0:
             with self._phase("evaluation"):
-                extra = {"train_accuracy": self._accuracy_now(images),
-                         "test_accuracy": self._accuracy_now(self.stream.seen_test(report.task))}
-        self.folder.log("epoch", **dataclasses.asdict(report), **extra,
-                        images_per_second=report.num_images / report.seconds)
+                extra = {
+                    "train_accuracy": self._accuracy_now(images),
+                    "test_accuracy": self._accuracy_now(self.stream.seen_test(report.task)),
+                }
+        self.folder.log(
+            "epoch", **dataclasses.asdict(report), **extra, images_per_second=report.num_images / report.seconds
+        )
         self.observer.epoch_finished(report, extra)
 
     def _accuracy_now(self, images: ImageSet) -> float:
@@ -179,8 +191,9 @@ class Experiment:
     def _measure(self, images: ImageSet, task: int) -> ClassGaussians:
         self.observer.phase_started("statistics", images.num_images)
         with self._phase("statistics"):
-            measured = measure_classes(self.backbone, images, self.config.align.ridge, self.precision,
-                                       self.observer.advanced)
+            measured = measure_classes(
+                self.backbone, images, self.config.align.ridge, self.precision, self.observer.advanced
+            )
             # Written once, for good; later checkpoints refer to it by task.
             measured.save(self.folder.statistics(task))
             measured.factorize()
@@ -191,8 +204,12 @@ class Experiment:
         self.observer.phase_started("alignment", 0)
         with self._phase("alignment"):
             aligned = align(
-                self.classifier.linear(), self.gaussians, self.config.align, self.config.optim.weight_decay,
-                self.config.seed, lambda epoch, loss: self.folder.log("align", task=task, epoch=epoch, loss=loss),
+                self.classifier.linear(),
+                self.gaussians,
+                self.config.align,
+                self.config.optim.weight_decay,
+                self.config.seed,
+                lambda epoch, loss: self.folder.log("align", task=task, epoch=epoch, loss=loss),
             )
         self._stop_here()
         return aligned
@@ -229,16 +246,27 @@ class Experiment:
     def _save(self, position: Position, optimizer: torch.optim.Optimizer | None) -> None:
         self.position = position
         state = {
-            "position": dataclasses.asdict(position), "preset": self.preset, "config": config_to_dict(self.config),
-            "data_sha256": self.data_hash, "class_names": list(self.dataset.class_names),
-            "class_order": list(self.plan.class_order), "task_sizes": list(self.plan.sizes),
-            "results": [result.as_dict() for result in self.results], "seconds": self.seconds,
-            "total_seconds": self._total_seconds(), "trained_images": self.trained_images,
+            "position": dataclasses.asdict(position),
+            "preset": self.preset,
+            "config": config_to_dict(self.config),
+            "data_sha256": self.data_hash,
+            "class_names": list(self.dataset.class_names),
+            "class_order": list(self.plan.class_order),
+            "task_sizes": list(self.plan.sizes),
+            "results": [result.as_dict() for result in self.results],
+            "seconds": self.seconds,
+            "total_seconds": self._total_seconds(),
+            "trained_images": self.trained_images,
             "metrics_bytes": self.folder.metrics_bytes,
         }
-        self.folder.save_position(position.task, position.epoch, position.step,
-                                  snapshot_tensors(self.backbone, self.classifier, self.aligned, optimizer), state,
-                                  self.config.checkpoint.keep)
+        self.folder.save_position(
+            position.task,
+            position.epoch,
+            position.step,
+            snapshot_tensors(self.backbone, self.classifier, self.aligned, optimizer),
+            state,
+            self.config.checkpoint.keep,
+        )
         self.saved_at = time.monotonic()
 
     def _restore(self) -> None:
@@ -256,8 +284,10 @@ class Experiment:
             self.earlier_seconds = state["total_seconds"]
             self.results = [TaskResult.from_dict(result) for result in state["results"]]
             self.folder.rewind_metrics(state["metrics_bytes"])
-            self.observer.message(f"resuming at task {self.position.task + 1}, epoch {self.position.epoch + 1}, "
-                                  f"step {self.position.step + 1}")
+            self.observer.message(
+                f"resuming at task {self.position.task + 1}, epoch {self.position.epoch + 1}, "
+                f"step {self.position.step + 1}"
+            )
             return
         refuse_changes({"config": self.folder.config()}, self.config, self.data_hash)
         self.folder.rewind_metrics(0)
@@ -269,20 +299,32 @@ class Experiment:
 
     def _write_summary(self, status: str) -> dict[str, Any]:
         config, train_seconds = self.config, self.seconds["stage1"] + self.seconds["compile"]
-        weights = {**{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()},
-                   **{f"heads.{k}": v for k, v in self.classifier.state_dict().items()},
-                   **{f"gaussians.{k}": v for k, v in self.gaussians.state_tensors().items()}}
+        weights = {
+            **{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()},
+            **{f"heads.{k}": v for k, v in self.classifier.state_dict().items()},
+            **{f"gaussians.{k}": v for k, v in self.gaussians.state_tensors().items()},
+        }
         backends = {"data": self.stream.backend, "optimizer": optimizer_backend(config.optim.name, self.device)}
         facts = {
-            "preset": self.preset, "method": method_of(self.preset), "status": status, "seed": config.seed,
-            "task_sizes": list(self.plan.sizes[: len(self.results)]), "class_order": list(self.plan.class_order),
-            "class_names": list(self.dataset.class_names), "phase_seconds": self.seconds,
+            "preset": self.preset,
+            "method": method_of(self.preset),
+            "status": status,
+            "seed": config.seed,
+            "task_sizes": list(self.plan.sizes[: len(self.results)]),
+            "class_order": list(self.plan.class_order),
+            "class_names": list(self.dataset.class_names),
+            "phase_seconds": self.seconds,
             "total_seconds": self._total_seconds(),
             "train_images_per_second": self.trained_images / train_seconds if train_seconds else 0.0,
-            "peak_memory_bytes": peak_memory_bytes(self.device), "backends": backends,
-            "backend_reasons": {"data": self.stream.reason}, "versions": versions(),
-            "device": device_description(self.device), "cpu_threads": torch.get_num_threads(),
-            "precision": self.precision, "weights_sha256": weights_sha256(weights), "data_sha256": self.data_hash,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "backends": backends,
+            "backend_reasons": {"data": self.stream.reason},
+            "versions": versions(),
+            "device": device_description(self.device),
+            "cpu_threads": torch.get_num_threads(),
+            "precision": self.precision,
+            "weights_sha256": weights_sha256(weights),
+            "data_sha256": self.data_hash,
             "data_problems": {"quarantined": len(self.dataset.problems), "notes": self.dataset.notes},
         }
         return write_results(self.folder.path, self.results, facts)

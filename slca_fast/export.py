@@ -23,16 +23,23 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
     vit = merge_lora(model.backbone.vit)
     state = {name: tensor.cpu().contiguous() for name, tensor in vit.state_dict().items()}
     if model.plan.scenario != "cil":
-        raise UserError("--format timm: a domain-incremental run has one head per domain, timm has one head; "
-                        "export class-incremental runs")
+        raise UserError(
+            "--format timm: a domain-incremental run has one head per domain, timm has one head; "
+            "export class-incremental runs"
+        )
     state["head.weight"] = model.classifier.weight_CD.cpu().contiguous()
     state["head.bias"] = model.classifier.bias_C.cpu().contiguous()
     data = model.config.data
     config = {
-        "architecture": model.config.model.name.split(".")[0], "kwargs": model.config.model.kwargs,
-        "num_classes": len(state["head.bias"]), "final_norm_eps": _final_norm_eps(vit),
+        "architecture": model.config.model.name.split(".")[0],
+        "kwargs": model.config.model.kwargs,
+        "num_classes": len(state["head.bias"]),
+        "final_norm_eps": _final_norm_eps(vit),
         "classes": [model.name_of(i) for i in range(len(state["head.bias"]))],
-        "image_size": data.image_size, "mean": data.mean, "std": data.std, "recipe": data.recipe,
+        "image_size": data.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "recipe": data.recipe,
     }
     return _write(folder, {"model.safetensors": save(state), "config.json": _json(config)})
 
@@ -52,10 +59,16 @@ def export_peft(model: TrainedModel, folder: Path) -> list[Path]:
         tensors[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B.detach().cpu().contiguous()
     lora = model.config.model.lora
     config = {
-        "peft_type": "LORA", "base_model_name_or_path": model.config.model.name, "r": lora.rank,
+        "peft_type": "LORA",
+        "base_model_name_or_path": model.config.model.name,
+        "r": lora.rank,
         # PEFT scales by lora_alpha / r.
-        "lora_alpha": lora.scale * lora.rank, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False,
-        "target_modules": [TARGET_PATHS[target] for target in lora.targets], "inference_mode": True,
+        "lora_alpha": lora.scale * lora.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": [TARGET_PATHS[target] for target in lora.targets],
+        "inference_mode": True,
     }
     return _write(folder, {"adapter_model.safetensors": save(tensors), "adapter_config.json": _json(config)})
 

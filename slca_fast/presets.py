@@ -63,8 +63,13 @@ def slca(dataset: str, weights: str) -> Config:
         tasks=_tasks(dataset),
         data=_data(dataset),
         model=_model(weights),
-        optim=OptimConfig(epochs=_epochs(dataset, weights), backbone_lr_scale=0.01, weight_decay=5e-4,
-                          schedule="multistep", milestones=(last_drop,)),
+        optim=OptimConfig(
+            epochs=_epochs(dataset, weights),
+            backbone_lr_scale=0.01,
+            weight_decay=5e-4,
+            schedule="multistep",
+            milestones=(last_drop,),
+        ),
         align=AlignConfig(temperature=0.05 if dataset == "cars196" else 0.1),
     )
 
@@ -78,8 +83,13 @@ def slcapp(dataset: str, weights: str) -> Config:
     return replace(
         base,
         model=replace(base.model, trainable="hybrid", lora=LoraConfig(rank=4)),
-        optim=replace(base.optim, backbone_lr_scale=0.1, weight_decay=0.0 if strong else 5e-4, schedule="cosine",
-                      milestones=milestones),
+        optim=replace(
+            base.optim,
+            backbone_lr_scale=0.1,
+            weight_decay=0.0 if strong else 5e-4,
+            schedule="cosine",
+            milestones=milestones,
+        ),
         loss=LossConfig(0.5, 0.5) if strong else LossConfig(1.0, 0.1),
         align=replace(base.align, mean_scaling=False, feature_scale=0.02),
     )
@@ -115,7 +125,12 @@ def joint_tasks(num_classes: int) -> TasksConfig:
 
 
 METHODS: dict[str, Callable[[str, str], Config]] = {
-    "seqft": seqft, "slowft": slowft, "probe": probe, "joint": joint, "slca": slca, "slcapp": slcapp,
+    "seqft": seqft,
+    "slowft": slowft,
+    "probe": probe,
+    "joint": joint,
+    "slca": slca,
+    "slcapp": slcapp,
 }
 
 
@@ -127,10 +142,16 @@ def demo(method: str = "slcapp") -> Config:
         base,
         tasks=tasks,
         data=DataConfig(root=None, image_size=32, recipe="none"),
-        model=replace(base.model, name="vit_tiny_patch16_224", pretrained=False, checkpoint="embedded",
-                      kwargs={"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}),
-        optim=replace(base.optim, epochs=8, batch_size=32, milestones=(6,),
-                      backbone_lr_scale=1.0 if method == "seqft" else 0.1),
+        model=replace(
+            base.model,
+            name="vit_tiny_patch16_224",
+            pretrained=False,
+            checkpoint="embedded",
+            kwargs={"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3},
+        ),
+        optim=replace(
+            base.optim, epochs=8, batch_size=32, milestones=(6,), backbone_lr_scale=1.0 if method == "seqft" else 0.1
+        ),
     )
 
 

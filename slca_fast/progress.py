@@ -25,7 +25,7 @@ class Observer:
         """So many more images of the phase are done."""
 
     def epoch_finished(self, report: EpochReport, accuracy: dict[str, float]) -> None:
-        """An epoch of stage 1 is done; ``accuracy`` holds train and test accuracy (percent) when they were asked for."""
+        """An epoch of stage 1 is done; ``accuracy`` holds train and test accuracy (percent) when asked for."""
 
     def task_finished(self, task: int, num_tasks: int, result: TaskResult) -> None:
         """A task has been evaluated."""

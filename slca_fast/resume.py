@@ -19,9 +19,20 @@ from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.tasks import TaskPlan
 
 # These may differ on resume; runtime.* other than precision can change the last bits, the rest changes nothing.
-MAY_CHANGE = ("output", "data.root", "data.num_workers", "data.cache", "data.cache_budget_gb", "runtime.device",
-              "runtime.num_threads", "checkpoint.every_minutes", "checkpoint.keep", "track.tensorboard", "track.wandb",
-              "model.checkpoint")
+MAY_CHANGE = (
+    "output",
+    "data.root",
+    "data.num_workers",
+    "data.cache",
+    "data.cache_budget_gb",
+    "runtime.device",
+    "runtime.num_threads",
+    "checkpoint.every_minutes",
+    "checkpoint.keep",
+    "track.tensorboard",
+    "track.wandb",
+    "model.checkpoint",
+)
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,15 @@ def refuse_changes(state: Mapping[str, Any], config: Config, data_hash: str) -> 
     before, now = flatten(state["config"]), flatten(config_to_dict(config))
     for key in sorted(before.keys() | now.keys()):
         if key not in MAY_CHANGE and before.get(key) != now.get(key):
-            raise UserError(f"--{key} is {now.get(key)!r} but the run was started with {before.get(key)!r}; resume with "
-                            f"the old value, or start a new run in another --output")
+            raise UserError(
+                f"--{key} is {now.get(key)!r} but the run was started with {before.get(key)!r}; resume with "
+                f"the old value, or start a new run in another --output"
+            )
     if state.get("data_sha256") not in (None, data_hash):
-        raise UserError("--data.root: the images are not those the run was started with (paths, sizes or labels "
-                        "differ); restore them, or start a new run in another --output")
+        raise UserError(
+            "--data.root: the images are not those the run was started with (paths, sizes or labels "
+            "differ); restore them, or start a new run in another --output"
+        )
 
 
 def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -69,8 +84,12 @@ def frozen_state(backbone: Backbone) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in backbone.state_dict().items() if name not in trainable}
 
 
-def snapshot_tensors(backbone: Backbone, classifier: Classifier, aligned: LinearClassifier | None,
-                     optimizer: torch.optim.Optimizer | None) -> dict[str, dict[str, Tensor]]:
+def snapshot_tensors(
+    backbone: Backbone,
+    classifier: Classifier,
+    aligned: LinearClassifier | None,
+    optimizer: torch.optim.Optimizer | None,
+) -> dict[str, dict[str, Tensor]]:
     """The tensor groups of a checkpoint: ``backbone``, ``heads``, ``aligned`` and ``optimizer`` (each when present)."""
     groups = {"backbone": trainable_state(backbone), "heads": classifier.state_dict()}
     if aligned is not None:
@@ -80,9 +99,14 @@ def snapshot_tensors(backbone: Backbone, classifier: Classifier, aligned: Linear
     return groups
 
 
-def restore_model(tensors: Mapping[str, Mapping[str, Tensor]], backbone: Backbone, classifier: Classifier,
-                  plan: TaskPlan, device: torch.device) -> LinearClassifier | None:
-    """Puts a checkpoint's weights into ``backbone`` and (still empty) ``classifier``; returns the aligned classifier."""
+def restore_model(
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    backbone: Backbone,
+    classifier: Classifier,
+    plan: TaskPlan,
+    device: torch.device,
+) -> LinearClassifier | None:
+    """Puts a checkpoint's weights into ``backbone`` and the empty ``classifier``; returns the aligned classifier."""
     parameters = dict(backbone.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors["backbone"].items():

@@ -63,8 +63,9 @@ class RunFolder:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             self._lock.close()
-            raise UserError(f"--output {path} is in use by another process (pid {owner}); wait for it or choose "
-                            f"another folder") from None
+            raise UserError(
+                f"--output {path} is in use by another process (pid {owner}); wait for it or choose another folder"
+            ) from None
         self._lock.seek(0)
         self._lock.truncate()
         self._lock.write(str(os.getpid()))
@@ -103,8 +104,15 @@ class RunFolder:
         """``(tensors, state)`` of the valid training checkpoints, newest first; damaged ones are reported."""
         return newest_valid(positions(self.checkpoints), report)
 
-    def save_position(self, task: int, epoch: int, step: int, tensors: Mapping[str, Mapping[str, Tensor]],
-                      state: Mapping[str, Any], keep: int) -> Path:
+    def save_position(
+        self,
+        task: int,
+        epoch: int,
+        step: int,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        keep: int,
+    ) -> Path:
         """Writes the checkpoint of a position and removes all but the ``keep`` newest."""
         name = f"task-{task:03d}-epoch-{epoch:04d}-step-{step:06d}"
         path = write_snapshot(self.checkpoints / name, tensors, state)

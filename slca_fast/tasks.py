@@ -113,6 +113,8 @@ def plan_tasks(config: TasksConfig, num_classes: int, seed: int, num_domains: in
     order = class_order(num_classes, seed, config.shuffle)
     if config.scenario == "dil":
         if num_domains < 2:
-            raise UserError("--tasks.scenario dil needs a data set with domains: prepare one, or use --tasks.scenario cil")
+            raise UserError(
+                "--tasks.scenario dil needs a data set with domains: prepare one, or use --tasks.scenario cil"
+            )
         return TaskPlan("dil", order, (num_classes,) * num_domains)
     return TaskPlan("cil", order, task_sizes(config, num_classes))

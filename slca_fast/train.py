@@ -67,7 +67,10 @@ class Stage1:
     def __post_init__(self) -> None:
         optim = self.config.optim
         groups = slow_learner_param_groups(
-            self.backbone, self.head.parameters(), lr=optim.lr, backbone_lr_scale=optim.backbone_lr_scale,
+            self.backbone,
+            self.head.parameters(),
+            lr=optim.lr,
+            backbone_lr_scale=optim.backbone_lr_scale,
             lora_lr_scale=optim.lora_lr_scale_first if self.task == 0 else optim.backbone_lr_scale,
             weight_decay=optim.weight_decay,
         )
@@ -76,9 +79,14 @@ class Stage1:
         self.device = self.head.weight.device
         self.optimizer = make_optimizer(optim, groups, self.device)
 
-    def run_epoch(self, epoch: int, start_step: int = 0, loss_sum: float = 0.0,
-                  on_step: Callable[[int], None] = lambda num_images: None,
-                  should_stop: Callable[[], bool] = lambda: False) -> EpochReport:
+    def run_epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        loss_sum: float = 0.0,
+        on_step: Callable[[int], None] = lambda num_images: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> EpochReport:
         """One pass over the task's images in the order that (seed, task, epoch) fixes.
 
         ``start_step`` and ``loss_sum`` continue an epoch that a stop interrupted. ``on_step`` is told the number of
@@ -107,9 +115,14 @@ class Stage1:
                 on_step(len(batch.label_B))
         total = self._finite_sum(losses, done, loss_sum)
         return EpochReport(
-            self.task, epoch, self.config.optim.epochs, total / self.images.num_images,
+            self.task,
+            epoch,
+            self.config.optim.epochs,
+            total / self.images.num_images,
             {group["name"]: group["lr"] for group in self.optimizer.param_groups},
-            sum(len(ids) for ids in done), time.perf_counter() - start, waited,
+            sum(len(ids) for ids in done),
+            time.perf_counter() - start,
+            waited,
         )
 
     def _step(self, batch: Batch) -> Tensor:
@@ -130,8 +143,10 @@ class Stage1:
         for step, value in enumerate(torch.stack(losses).double().cpu().tolist() if losses else ()):
             if not np.isfinite(value):
                 names = ", ".join(str(self.images.index.path_of(int(i))) for i in done[step])
-                raise NonFiniteLoss(f"the loss became {value} in task {self.task}; the images of that batch: {names}; "
-                                    f"lower --optim.lr or look at these images")
+                raise NonFiniteLoss(
+                    f"the loss became {value} in task {self.task}; the images of that batch: {names}; "
+                    f"lower --optim.lr or look at these images"
+                )
             loss_sum += value
         return loss_sum
 

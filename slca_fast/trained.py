@@ -56,10 +56,9 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     """The newest finished task of run folder ``run``; raises UserError when there is none that can be trusted."""
     config = config_from_dict(read_config(run))
     problems: list[str] = []
-    for tensors, state in newest_valid(positions(run / "checkpoints"), problems.append):
-        if "aligned" in tensors:
-            break
-    else:
+    finished = (found for found in newest_valid(positions(run / "checkpoints"), problems.append) if "aligned" in found[0])
+    tensors, state = next(finished, (None, None))
+    if tensors is None:
         reason = f" ({problems[0]})" if problems else ""
         raise UserError(f"{run} has no finished task yet{reason}")
     plan = TaskPlan(config.tasks.scenario, tuple(state["class_order"]), tuple(state["task_sizes"]))
@@ -72,8 +71,16 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     backbone.load_state_dict(frozen["backbone"], strict=False)
     aligned = restore_model(tensors, backbone, Classifier(backbone.feature_dim), plan, torch.device("cpu"))
     classifier = LinearClassifier(aligned.weight_CD.to(target), aligned.bias_C.to(target), aligned.task_sizes)
-    return TrainedModel(config, plan, tuple(state["class_names"]), len(aligned.task_sizes), backbone.to(target).eval(),
-                        classifier, target, pick_precision(config.runtime.precision, target))
+    return TrainedModel(
+        config,
+        plan,
+        tuple(state["class_names"]),
+        len(aligned.task_sizes),
+        backbone.to(target).eval(),
+        classifier,
+        target,
+        pick_precision(config.runtime.precision, target),
+    )
 
 
 def _bare_backbone(config: Config) -> Backbone:

@@ -1,4 +1,4 @@
-"""What every test shares: one thread (two processes on two cores would spin), no network, GPU tests skipped without one."""
+"""What every test shares: one thread (processes on shared cores would spin), no network, GPU tests only with a GPU."""
 
 from __future__ import annotations
 

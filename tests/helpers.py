@@ -9,14 +9,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from slca_fast.config import Config
 from slca_fast.cli.config_args import parse_overrides
+from slca_fast.config import Config
 from slca_fast.presets import PRESETS
 
 TINY_ARGS = [
-    "--model.checkpoint", "null", "--model.kwargs", "{img_size: 16, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}",
-    "--data.image_size", "16", "--data.backend", "pillow", "--optim.epochs", "2", "--optim.batch_size", "8",
-    "--align.epochs", "2", "--align.samples_per_class", "16", "--checkpoint.every_minutes", "0",
+    "--model.checkpoint",
+    "null",
+    "--model.kwargs",
+    "{img_size: 16, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}",
+    "--data.image_size",
+    "16",
+    "--data.backend",
+    "pillow",
+    "--optim.epochs",
+    "2",
+    "--optim.batch_size",
+    "8",
+    "--align.epochs",
+    "2",
+    "--align.samples_per_class",
+    "16",
+    "--checkpoint.every_minutes",
+    "0",
 ]
 
 
@@ -42,5 +57,11 @@ def tiny_config(root: Path, output: Path, *extra: str, preset: str = "demo") -> 
 
 def slca_fast(*args: str, timeout: float = 300, **kwargs) -> subprocess.CompletedProcess:
     """Runs the command line in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "slca_fast", *args], capture_output=True, text=True,
-                          timeout=timeout, check=False, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "slca_fast", *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **kwargs,
+    )

@@ -89,8 +89,18 @@ def test_the_whole_stage_equals_a_plain_float64_derivation() -> None:
     torch.manual_seed(3)
     generator, again = torch.Generator().manual_seed(9), torch.Generator().manual_seed(9)
     weight, bias = align_classifier(
-        head.weight_CD, head.bias_C, model, SIZES, epochs=3, samples_per_class=n, lr=0.05, weight_decay=5e-4,
-        temperature=0.1, feature_scale=mu, generator=generator)
+        head.weight_CD,
+        head.bias_C,
+        model,
+        SIZES,
+        epochs=3,
+        samples_per_class=n,
+        lr=0.05,
+        weight_decay=5e-4,
+        temperature=0.1,
+        feature_scale=mu,
+        generator=generator,
+    )
     samples = []
     age = torch.tensor(task_age(SIZES)).repeat_interleave(n)
     for _ in range(3):
@@ -99,8 +109,9 @@ def test_the_whole_stage_equals_a_plain_float64_derivation() -> None:
         features = features / (1 + r * age)[:, None]
         order = torch.randperm(len(labels), generator=again)
         samples.append(list(zip(features[order].split(n), labels[order].split(n))))
-    expected = plain_alignment(samples, head.weight_CD, head.bias_C, lr=0.05, momentum=0.9, weight_decay=5e-4,
-                               temperature=0.1, epochs=3)
+    expected = plain_alignment(
+        samples, head.weight_CD, head.bias_C, lr=0.05, momentum=0.9, weight_decay=5e-4, temperature=0.1, epochs=3
+    )
     assert all(len(epoch) == 6 for epoch in samples), "as many steps as classes"
     torch.testing.assert_close(weight, expected[0].float(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(bias, expected[1].float(), rtol=1e-4, atol=1e-5)
@@ -113,8 +124,16 @@ def test_alignment_returns_a_copy_and_folds_the_inference_scales() -> None:
     aligned = align(head, gaussians(), config, 0.0, seed=5, on_epoch=lambda epoch, loss: losses.append(loss))
     assert torch.equal(head.weight_CD, before[0]) and torch.equal(head.bias_C, before[1])
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
-    weight, _ = align_classifier(head.weight_CD, head.bias_C, gaussians(), SIZES, epochs=2, samples_per_class=8,
-                                 feature_scale=0.02, generator=torch.Generator().manual_seed((5 << 16) + 2))
+    weight, _ = align_classifier(
+        head.weight_CD,
+        head.bias_C,
+        gaussians(),
+        SIZES,
+        epochs=2,
+        samples_per_class=8,
+        feature_scale=0.02,
+        generator=torch.Generator().manual_seed((5 << 16) + 2),
+    )
     scale = torch.tensor([1.04] * 3 + [1.02] + [1.0] * 2)
     torch.testing.assert_close(aligned.weight_CD, weight * scale[:, None])
 
@@ -136,20 +155,25 @@ def test_alignment_moves_a_bad_classifier_to_good_accuracy() -> None:
     # The current task's heads drown the old ones, as after sequential fine-tuning.
     weight = torch.cat([0.01 * means[:4], 2 * means[4:]])
     bias = torch.tensor([0.0] * 4 + [20.0] * 2)
+
     def accuracy(w, b):
         return ((features @ w.T + b).argmax(1) == labels).float().mean().item()
 
     assert accuracy(weight, bias) < 0.5
-    aligned = align_classifier(weight, bias, made, (2, 2, 2), epochs=20, lr=0.1,
-                               generator=torch.Generator().manual_seed(0))
+    aligned = align_classifier(
+        weight, bias, made, (2, 2, 2), epochs=20, lr=0.1, generator=torch.Generator().manual_seed(0)
+    )
     assert accuracy(*aligned) > 0.95
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"task_sizes": (3, 3, 3)}, "sum to 9 but weight has 6"),
-    ({"gaussians": ClassGaussians(5)}, "width 5 but weight has 4"),
-    ({"gaussians": ClassGaussians(4)}, "Gaussians for 0 classes"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"task_sizes": (3, 3, 3)}, "sum to 9 but weight has 6"),
+        ({"gaussians": ClassGaussians(5)}, "width 5 but weight has 4"),
+        ({"gaussians": ClassGaussians(4)}, "Gaussians for 0 classes"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(change, message) -> None:
     head = classifier()
     with pytest.raises(ValueError, match=message):

@@ -38,23 +38,26 @@ def test_misspelt_key_names_the_right_one(capsys, tmp_path, monkeypatch) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("args, expected", [
-    (("train", "demi"), "did you mean demo?"),
-    (("train",), "name a preset or a YAML file"),
-    (("train", "absent.yaml"), "absent.yaml: No such file"),
-    (("train", "demo", "--optim.epochs", "0"), "--optim.epochs is 0: train for at least 1 epoch"),
-    (("train", "demo", "--optim.epochs", "two"), "--optim.epochs"),
-    (("train", "demo", "--optim.lr", "nan"), "--optim.lr"),
-    (("train", "demo", "--tasks.sizes", "[3,3]"), "sums to 6 but the data set has 10 classes"),
-    (("train", "demo", "--tasks.initial", "11"), "--tasks.initial is 11 but the data set has 10 classes"),
-    (("train", "demo", "--seeds", "1,x"), "--seeds 1,x: give integers"),
-    (("train", "demo", "--model.checkpoint", "absent.pth"), "--model.checkpoint absent.pth: no such file"),
-    (("train", "demo", "--runtime.device", "cuda:99"), "--runtime.device cuda:99"),
-    (("train", "demo", "--align.mean_scaling", "true"), "exclude each other"),
-    (("train", "demo", "--resume"), "holds no run"),
-    (("evaluate", "nowhere"), "nowhere holds no readable run"),
-    (("report", "nowhere"), "nowhere"),
-])
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        (("train", "demi"), "did you mean demo?"),
+        (("train",), "name a preset or a YAML file"),
+        (("train", "absent.yaml"), "absent.yaml: No such file"),
+        (("train", "demo", "--optim.epochs", "0"), "--optim.epochs is 0: train for at least 1 epoch"),
+        (("train", "demo", "--optim.epochs", "two"), "--optim.epochs"),
+        (("train", "demo", "--optim.lr", "nan"), "--optim.lr"),
+        (("train", "demo", "--tasks.sizes", "[3,3]"), "sums to 6 but the data set has 10 classes"),
+        (("train", "demo", "--tasks.initial", "11"), "--tasks.initial is 11 but the data set has 10 classes"),
+        (("train", "demo", "--seeds", "1,x"), "--seeds 1,x: give integers"),
+        (("train", "demo", "--model.checkpoint", "absent.pth"), "--model.checkpoint absent.pth: no such file"),
+        (("train", "demo", "--runtime.device", "cuda:99"), "--runtime.device cuda:99"),
+        (("train", "demo", "--align.mean_scaling", "true"), "exclude each other"),
+        (("train", "demo", "--resume"), "holds no run"),
+        (("evaluate", "nowhere"), "nowhere holds no readable run"),
+        (("report", "nowhere"), "nowhere"),
+    ],
+)
 def test_user_errors_are_one_line_with_exit_code_2(capsys, tmp_path, monkeypatch, args, expected) -> None:
     monkeypatch.chdir(tmp_path)
     line = refused(capsys, 2, *args)
@@ -64,8 +67,14 @@ def test_user_errors_are_one_line_with_exit_code_2(capsys, tmp_path, monkeypatch
 
 def test_checkpoint_of_another_width_is_refused(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    line = refused(capsys, 2, "train", "demo", "--model.kwargs",
-                   "{img_size: 32, patch_size: 8, embed_dim: 96, depth: 6, num_heads: 3}")
+    line = refused(
+        capsys,
+        2,
+        "train",
+        "demo",
+        "--model.kwargs",
+        "{img_size: 32, patch_size: 8, embed_dim: 96, depth: 6, num_heads: 3}",
+    )
     assert "its width is 192 but --model.name has width 96" in line
     assert list(tmp_path.iterdir()) == []
 
@@ -112,33 +121,66 @@ def test_every_promised_preset_exists_and_survives_yaml(capsys) -> None:
 def test_published_hyper_parameters() -> None:
     # (preset, epochs, temperature, weight decay, scale, (a, b), milestones), from the published configurations.
     table = [
-        ("slca-cifar100-in21k", 20, 0.1, 5e-4, 0.01, (1, 0), (18,)), ("slca-imagenet-r-in21k", 50, 0.1, 5e-4, 0.01, (1, 0), (40,)),
-        ("slca-cars196-mocov3", 90, 0.05, 5e-4, 0.01, (1, 0), (80,)), ("slcapp-cifar100-in21k", 20, 0.1, 5e-4, 0.1, (1, 0.1), (18,)),
-        ("slcapp-imagenet-r-in21k", 50, 0.1, 0, 0.1, (0.5, 0.5), (40,)), ("slcapp-cub200-mocov3", 90, 0.1, 5e-4, 0.1, (1, 0.1), (60, 80)),
+        ("slca-cifar100-in21k", 20, 0.1, 5e-4, 0.01, (1, 0), (18,)),
+        ("slca-imagenet-r-in21k", 50, 0.1, 5e-4, 0.01, (1, 0), (40,)),
+        ("slca-cars196-mocov3", 90, 0.05, 5e-4, 0.01, (1, 0), (80,)),
+        ("slcapp-cifar100-in21k", 20, 0.1, 5e-4, 0.1, (1, 0.1), (18,)),
+        ("slcapp-imagenet-r-in21k", 50, 0.1, 0, 0.1, (0.5, 0.5), (40,)),
+        ("slcapp-cub200-mocov3", 90, 0.1, 5e-4, 0.1, (1, 0.1), (60, 80)),
         ("slcapp-cars196-in21k", 50, 0.05, 0, 0.1, (0.5, 0.5), (40,)),
     ]
     for name, epochs, temperature, decay, scale, weights, milestones in table:
         config = PRESETS[name]()
         optim, loss = config.optim, config.loss
-        assert (optim.epochs, config.align.temperature, optim.weight_decay, optim.backbone_lr_scale,
-                (loss.ce_weight, loss.rce_weight), optim.milestones) == (epochs, temperature, decay, scale, weights, milestones)
+        assert (
+            optim.epochs,
+            config.align.temperature,
+            optim.weight_decay,
+            optim.backbone_lr_scale,
+            (loss.ce_weight, loss.rce_weight),
+            optim.milestones,
+        ) == (epochs, temperature, decay, scale, weights, milestones)
         assert (optim.lr, optim.batch_size, config.align.epochs, config.align.samples_per_class) == (0.01, 128, 5, 256)
 
 
 def test_two_presets_and_two_seeds_end_in_one_comparison(images, tmp_path, capsys) -> None:
     output = tmp_path / "out"
-    assert main(["train", "demo-seqft", "demo", *TINY_ARGS, "--tasks.sizes", "[2,2]", "--data.root", str(images),
-                 "--seeds", "1,2", "--output", str(output)]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "demo-seqft",
+                "demo",
+                *TINY_ARGS,
+                "--tasks.sizes",
+                "[2,2]",
+                "--data.root",
+                str(images),
+                "--seeds",
+                "1,2",
+                "--output",
+                str(output),
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     assert "Seq FT" in text and "SLCA++" in text
     assert {str(p.parent.relative_to(output)) for p in output.rglob("summary.json")} == {
-        "demo-seqft/seed1", "demo-seqft/seed2", "demo/seed1", "demo/seed2"}
+        "demo-seqft/seed1",
+        "demo-seqft/seed2",
+        "demo/seed1",
+        "demo/seed2",
+    }
     assert (output / "report.html").is_file() and (output / "demo/seed1/report.html").is_file()
 
 
 @pytest.mark.slow
 def test_a_whole_session_in_real_processes(images, tmp_path) -> None:
-    run, args = str(tmp_path / "run"), ["train", "demo", *TINY_ARGS, "--tasks.sizes", "[2,2]", "--data.root", str(images)]
+    run, args = (
+        str(tmp_path / "run"),
+        ["train", "demo", *TINY_ARGS, "--tasks.sizes", "[2,2]", "--data.root", str(images)],
+    )
     trained = slca_fast(*args, "--output", run)
     assert trained.returncode == 0, trained.stderr
     assert "after task 2/2" in trained.stdout and "\x1b" not in trained.stdout
@@ -161,10 +203,22 @@ def test_a_whole_session_in_real_processes(images, tmp_path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_run_that_resumes(images, tmp_path, number) -> None:
     run = tmp_path / "run"
-    args = ["train", "demo", *TINY_ARGS, "--optim.epochs", "400", "--tasks.sizes", "[2,2]", "--data.root", str(images),
-            "--output", str(run)]
-    process = subprocess.Popen([sys.executable, "-m", "slca_fast", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True)
+    args = [
+        "train",
+        "demo",
+        *TINY_ARGS,
+        "--optim.epochs",
+        "400",
+        "--tasks.sizes",
+        "[2,2]",
+        "--data.root",
+        str(images),
+        "--output",
+        str(run),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "slca_fast", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or '"epoch"' not in (run / "metrics.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -193,7 +247,10 @@ def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) ->
     from slca_fast.trained import load_run
 
     run = tmp_path / "run"
-    assert main(["train", "demo", *TINY_ARGS, "--tasks.sizes", "[2,2]", "--data.root", str(images), "--output", str(run)]) == 0
+    assert (
+        main(["train", "demo", *TINY_ARGS, "--tasks.sizes", "[2,2]", "--data.root", str(images), "--output", str(run)])
+        == 0
+    )
     assert main(["export", str(run), "--format", "timm", "--to", str(tmp_path / "timm")]) == 0
     config = json.loads((tmp_path / "timm/config.json").read_text())
     vit = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["kwargs"])

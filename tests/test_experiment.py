@@ -33,9 +33,21 @@ def test_summary_has_every_key_and_the_files_agree(finished) -> None:
     output, summary = finished
     on_disk = json.loads((output / "summary.json").read_text())
     assert on_disk["weights_sha256"] == summary["weights_sha256"]
-    for key in ("last_accuracy", "average_incremental_accuracy", "forgetting", "accuracy_curve", "accuracy_matrix", "seed",
-                "phase_seconds", "train_images_per_second", "peak_memory_bytes", "backends", "versions", "device",
-                "weights_sha256"):
+    for key in (
+        "last_accuracy",
+        "average_incremental_accuracy",
+        "forgetting",
+        "accuracy_curve",
+        "accuracy_matrix",
+        "seed",
+        "phase_seconds",
+        "train_images_per_second",
+        "peak_memory_bytes",
+        "backends",
+        "versions",
+        "device",
+        "weights_sha256",
+    ):
         assert key in on_disk, key
     assert set(on_disk["phase_seconds"]) >= {"stage1", "statistics", "alignment", "evaluation", "data", "compile"}
     assert on_disk["task_sizes"] == [2, 1, 1] and on_disk["status"] == "complete"
@@ -93,15 +105,29 @@ def test_every_method_runs(images, tmp_path, preset: str) -> None:
 
 
 def test_joint_training_is_one_task(images, tmp_path) -> None:
-    summary = run(tiny_config(images, tmp_path / "run", "--tasks.sizes", "[4]", preset="demo-joint"), preset="demo-joint")
+    summary = run(
+        tiny_config(images, tmp_path / "run", "--tasks.sizes", "[4]", preset="demo-joint"), preset="demo-joint"
+    )
     assert len(summary["accuracy_curve"]) == 1 and summary["forgetting"] == 0
 
 
 def test_adamw_average_pooling_bf16_and_periodic_accuracy_run(images, tmp_path) -> None:
     config = tiny_config(
-        images, tmp_path / "run", "--tasks.sizes", "[2,2]", "--optim.name", "adamw", "--optim.lr", "0.001",
-        "--runtime.precision", "bf16", "--eval.every_epochs", "1", "--model.kwargs",
-        "{img_size: 16, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2, global_pool: avg, class_token: false}")
+        images,
+        tmp_path / "run",
+        "--tasks.sizes",
+        "[2,2]",
+        "--optim.name",
+        "adamw",
+        "--optim.lr",
+        "0.001",
+        "--runtime.precision",
+        "bf16",
+        "--eval.every_epochs",
+        "1",
+        "--model.kwargs",
+        "{img_size: 16, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2, global_pool: avg, class_token: false}",
+    )
     run(config, preset="demo")
     events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     epochs = [e for e in events if e["event"] == "epoch"]
@@ -126,10 +152,16 @@ def test_the_saved_model_predicts_as_the_run_evaluated(images, finished) -> None
     assert all(sum(p.probabilities) == pytest.approx(1, abs=1e-5) for p in predictions)
 
 
-@pytest.mark.parametrize("change, name", [
-    (("--optim.lr", "0.02"), "--optim.lr"), (("--seed", "7"), "--seed"), (("--optim.batch_size", "4"), "--optim.batch_size"),
-    (("--tasks.sizes", "[1,1,2]"), "--tasks.sizes"), (("--data.image_size", "24"), "--data.image_size|--model.kwargs"),
-])
+@pytest.mark.parametrize(
+    "change, name",
+    [
+        (("--optim.lr", "0.02"), "--optim.lr"),
+        (("--seed", "7"), "--seed"),
+        (("--optim.batch_size", "4"), "--optim.batch_size"),
+        (("--tasks.sizes", "[1,1,2]"), "--tasks.sizes"),
+        (("--data.image_size", "24"), "--data.image_size|--model.kwargs"),
+    ],
+)
 def test_resume_refuses_another_configuration_by_name(images, finished, change, name) -> None:
     output, _ = finished
     with pytest.raises(UserError, match=name):

@@ -138,9 +138,11 @@ def test_googles_npz_loads(tmp_path) -> None:
     dim, heads = 32, 2
     arrays = {
         "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
-        "embedding/bias": state["patch_embed.proj.bias"], "cls": state["cls_token"],
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
         "Transformer/posembed_input/pos_embedding": state["pos_embed"],
-        "Transformer/encoder_norm/scale": state["norm.weight"], "Transformer/encoder_norm/bias": state["norm.bias"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
     }
     for i in range(2):
         block, ours = f"Transformer/encoderblock_{i}/", f"blocks.{i}."
@@ -172,10 +174,14 @@ def test_unusable_checkpoints_get_one_line_each(tmp_path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     (tmp_path / "broken.pth").write_bytes(b"\x80\x04}q\x00.garbage")
     torch.save({"model": print}, tmp_path / "code.pth")
-    for name, message in [("wide.safetensors", "its width is 64 but --model.name has width 32"),
-                          ("half.safetensors", "12 of .* weights are missing"), ("broken.safetensors", "not a readable"),
-                          ("broken.pth", "model.checkpoint"), ("code.pth", "not loaded for safety|no weights found"),
-                          ("absent.pth", "no such file")]:
+    for name, message in [
+        ("wide.safetensors", "its width is 64 but --model.name has width 32"),
+        ("half.safetensors", "12 of .* weights are missing"),
+        ("broken.safetensors", "not a readable"),
+        ("broken.pth", "model.checkpoint"),
+        ("code.pth", "not loaded for safety|no weights found"),
+        ("absent.pth", "no such file"),
+    ]:
         with pytest.raises(UserError, match=message) as caught:
             build_backbone(config(checkpoint=str(tmp_path / name)), 16, seed=0)
         assert "\n" not in str(caught.value) and "--model.checkpoint" in str(caught.value)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from slca_fast.config import ModelConfig, LoraConfig
+from slca_fast.config import LoraConfig, ModelConfig
 from slca_fast.model.backbone import build_backbone
 from slca_fast.optim import learning_rate, make_optimizer, slow_learner_param_groups
 from slca_fast.presets import PRESETS
@@ -16,8 +16,9 @@ TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 
 
 def tiny(trainable: str, rank: int = 0):
-    config = ModelConfig(name="vit_tiny_patch16_224", pretrained=False, kwargs=TINY, trainable=trainable,
-                         lora=LoraConfig(rank=rank))
+    config = ModelConfig(
+        name="vit_tiny_patch16_224", pretrained=False, kwargs=TINY, trainable=trainable, lora=LoraConfig(rank=rank)
+    )
     return build_backbone(config, 16, seed=0)
 
 
@@ -64,8 +65,12 @@ def names_of(backbone, group) -> set[str]:
 
 def test_full_slow_learner_has_every_backbone_parameter_at_the_scaled_rate() -> None:
     backbone, head = tiny("full"), torch.nn.Linear(32, 2)
-    groups = {g["name"]: g for g in slow_learner_param_groups(backbone, head.parameters(), lr=0.01,
-                                                               backbone_lr_scale=0.01, weight_decay=5e-4)}
+    groups = {
+        g["name"]: g
+        for g in slow_learner_param_groups(
+            backbone, head.parameters(), lr=0.01, backbone_lr_scale=0.01, weight_decay=5e-4
+        )
+    }
     assert set(groups) == {"backbone", "head"}
     assert names_of(backbone, groups["backbone"]) == {name for name, _ in backbone.vit.named_parameters()}
     assert groups["backbone"]["lr"] == pytest.approx(1e-4) and groups["head"]["lr"] == 0.01
@@ -75,14 +80,31 @@ def test_full_slow_learner_has_every_backbone_parameter_at_the_scaled_rate() -> 
 @pytest.mark.parametrize("first, lora_lr", [(True, 0.005), (False, 0.001)])
 def test_hybrid_groups_by_name(first: bool, lora_lr: float) -> None:
     backbone, head = tiny("hybrid", rank=4), torch.nn.Linear(32, 2)
-    groups = {g["name"]: g for g in slow_learner_param_groups(
-        backbone, head.parameters(), lr=0.01, backbone_lr_scale=0.1, lora_lr_scale=0.5 if first else 0.1)}
+    groups = {
+        g["name"]: g
+        for g in slow_learner_param_groups(
+            backbone, head.parameters(), lr=0.01, backbone_lr_scale=0.1, lora_lr_scale=0.5 if first else 0.1
+        )
+    }
     blocks = [f"blocks.{i}." for i in range(2)]
     assert names_of(backbone, groups["lora"]) == {b + "attn.qkv." + x for b in blocks for x in ("lora_A", "lora_B")}
-    in_block = ("norm1.weight", "norm1.bias", "attn.qkv.bias", "attn.proj.bias", "norm2.weight", "norm2.bias",
-                "mlp.fc1.bias", "mlp.fc2.bias")
+    in_block = (
+        "norm1.weight",
+        "norm1.bias",
+        "attn.qkv.bias",
+        "attn.proj.bias",
+        "norm2.weight",
+        "norm2.bias",
+        "mlp.fc1.bias",
+        "mlp.fc2.bias",
+    )
     assert names_of(backbone, groups["backbone"]) == {
-        "cls_token", "patch_embed.proj.bias", "norm.weight", "norm.bias", *(b + n for b in blocks for n in in_block)}
+        "cls_token",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+        *(b + n for b in blocks for n in in_block),
+    }
     assert groups["lora"]["lr"] == pytest.approx(lora_lr)
     assert groups["backbone"]["lr"] == pytest.approx(0.001)
 

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="slca-fast", description="Continual learning with pre-trained vision transformers: SLCA and SLCA++.",
+        prog="slca-fast",
+        description="Continual learning with pre-trained vision transformers: SLCA and SLCA++.",
         epilog="Every command has --help. --debug shows the traceback of an error.",
     )
     parser.add_argument("--version", action="version", version=_version())

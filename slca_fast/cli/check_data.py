@@ -14,8 +14,10 @@ from slca_fast.config import Config
 def main(argv: Sequence[str]) -> int:
     """Reads every image header below ``--data.root`` and prints what was found; DataError (exit 3) when it is bad."""
     if "--help" in argv or "-h" in argv:
-        print("usage: slca-fast check-data --data.root DIR [--data.policy fail|quarantine] [--data.KEY VALUE ...]\n\n"
-              "Reads every image's header and lists all problems; exit code 3 when there are any (policy fail).")
+        print(
+            "usage: slca-fast check-data --data.root DIR [--data.policy fail|quarantine] [--data.KEY VALUE ...]\n\n"
+            "Reads every image's header and lists all problems; exit code 3 when there are any (policy fail)."
+        )
         return 0
     from slca_fast.console import observer_for
     from slca_fast.data.index import load_dataset
@@ -32,8 +34,12 @@ def main(argv: Sequence[str]) -> int:
     for name, index in (("train", dataset.train), ("test", dataset.test)):
         counts = np.bincount(index.label_N, minlength=len(dataset.class_names))
         sizes = f"{index.width_N.min()}x{index.height_N.min()} to {index.width_N.max()}x{index.height_N.max()} px"
-        console.print(f"{name}: {index.num_images} images of {len(dataset.class_names)} classes "
-                      f"({counts.min()} to {counts.max()} per class), {sizes}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{name}: {index.num_images} images of {len(dataset.class_names)} classes "
+            f"({counts.min()} to {counts.max()} per class), {sizes}",
+            highlight=False,
+            soft_wrap=True,
+        )
         if index.domain_names:
             console.print(f"{name}: domains {', '.join(index.domain_names)}", highlight=False, soft_wrap=True)
     for note, count in sorted(dataset.notes.items()):

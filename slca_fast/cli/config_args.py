@@ -34,8 +34,10 @@ def load_source(name: str) -> Source:
         return Source(name, PRESETS[name]())
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"there is no preset {name!r}{_did_you_mean(name, list(PRESETS))}; see slca-fast presets, or give "
-                        f"a .yaml file")
+        raise UserError(
+            f"there is no preset {name!r}{_did_you_mean(name, list(PRESETS))}; see slca-fast presets, or give "
+            f"a .yaml file"
+        )
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -107,7 +109,7 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _readable(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text.replace('Parser key "', '--').replace('":', ":", 1) if text.startswith('Parser key "') else text
+    return text.replace('Parser key "', "--").replace('":', ":", 1) if text.startswith('Parser key "') else text
 
 
 def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:

@@ -39,8 +39,11 @@ def examine() -> dict[str, dict[str, str]]:
 
     device = pick_device("auto")
     return {
-        "machine": {"device": device_description(device), "precision": pick_precision("auto", device),
-                    "CPU threads": str(torch.get_num_threads())},
+        "machine": {
+            "device": device_description(device),
+            "precision": pick_precision("auto", device),
+            "CPU threads": str(torch.get_num_threads()),
+        },
         "versions": versions(),
         "fast paths": _fast_paths(device),
         "ops": _ops(device),
@@ -56,8 +59,11 @@ def _fast_paths(device: torch.device) -> dict[str, str]:
         "CUDA": torch.version.cuda if cuda else "no: torch sees no CUDA device",
         "native CPU library": "yes" if native.available() else f"no: {native.why_not()}",
         "Triton": _importable("triton", "kernels run on CUDA; on a CPU only in its interpreter"),
-        "DALI": _importable("nvidia.dali", "decodes images", "install the extra: pip install slca-fast[dali]; images are "
-                            "decoded by Pillow without it"),
+        "DALI": _importable(
+            "nvidia.dali",
+            "decodes images",
+            "install the extra: pip install slca-fast[dali]; images are decoded by Pillow without it",
+        ),
         "NVIDIA apex": "yes" if apex_optimizers() is not None else "no: not installed, torch's fused optimizers serve",
         "optimizer": f"{optimizer_backend('sgd', device)}; {optimizer_backend('adamw', device)}",
     }

@@ -37,10 +37,21 @@ def main(argv: Sequence[str]) -> int:
         stream.close()
     result = evaluate(model.classifier, features, labels, model.plan)
     if options.json:
-        print(json.dumps({"tasks": model.num_tasks_done, "images": len(labels), "accuracy": result.accuracy,
-                          "top5": result.top5, "per_task": result.per_task}))
+        print(
+            json.dumps(
+                {
+                    "tasks": model.num_tasks_done,
+                    "images": len(labels),
+                    "accuracy": result.accuracy,
+                    "top5": result.top5,
+                    "per_task": result.per_task,
+                }
+            )
+        )
     else:
         by_task = " ".join(f"{value:.2f}" for value in result.per_task)
-        print(f"after task {model.num_tasks_done}: accuracy {result.accuracy:.2f}, top-5 {result.top5:.2f} "
-              f"({len(labels)} images; by task: {by_task})")
+        print(
+            f"after task {model.num_tasks_done}: accuracy {result.accuracy:.2f}, top-5 {result.top5:.2f} "
+            f"({len(labels)} images; by task: {by_task})"
+        )
     return 0

@@ -27,8 +27,12 @@ def main(argv: Sequence[str]) -> int:
     for prediction in predict(load_run(options.run, options.device), files, options.top_k):
         best = list(zip(prediction.classes, prediction.probabilities))
         if options.json:
-            print(json.dumps({"path": prediction.path,
-                              "predictions": [{"class": name, "probability": p} for name, p in best]}), flush=True)
+            print(
+                json.dumps(
+                    {"path": prediction.path, "predictions": [{"class": name, "probability": p} for name, p in best]}
+                ),
+                flush=True,
+            )
         else:
             print(f"{prediction.path}: " + ", ".join(f"{name} {100 * p:.1f}%" for name, p in best), flush=True)
     return 0

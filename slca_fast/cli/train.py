@@ -25,10 +25,12 @@ def main(argv: Sequence[str]) -> int:
     options, rest = _parse(argv)
     if options.help:
         print(f"usage: {USAGE}\n")
-        print("options:\n  --seeds S,S,..   run once per seed and report mean and std\n"
-              "  --resume         continue the newest checkpoint of the run folder\n"
-              "  --print-config   print the resolved configuration and stop\n"
-              "  --debug          show the traceback of an error\n")
+        print(
+            "options:\n  --seeds S,S,..   run once per seed and report mean and std\n"
+            "  --resume         continue the newest checkpoint of the run folder\n"
+            "  --print-config   print the resolved configuration and stop\n"
+            "  --debug          show the traceback of an error\n"
+        )
         print(config_help())
         return 0
     runs = _plan_runs(options, rest)
@@ -69,7 +71,9 @@ def _plan_runs(options: argparse.Namespace, rest: list[str]) -> list[tuple[Sourc
     taken: dict[str, str] = {}
     for source, config in runs:
         if config.output in taken:
-            raise UserError(f"{source.name} and {taken[config.output]} would both write {config.output}; rename one file")
+            raise UserError(
+                f"{source.name} and {taken[config.output]} would both write {config.output}; rename one file"
+            )
         taken[config.output] = source.name
     return runs
 
@@ -119,9 +123,13 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace) -
                 return 128 + stop.number
         report = write_report(folder)
         done.append(folder)
-        console.print(f"{prefix}Last {summary['last_accuracy']:.2f}, Inc {summary['average_incremental_accuracy']:.2f}, "
-                      f"forgetting {summary['forgetting']:.2f}, {summary['total_seconds']:.1f} s; report: {report}",
-                      highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"{prefix}Last {summary['last_accuracy']:.2f}, Inc {summary['average_incremental_accuracy']:.2f}, "
+            f"forgetting {summary['forgetting']:.2f}, {summary['total_seconds']:.1f} s; report: {report}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     if len(done) > 1:
         _compare(done, console, comparison_table)
     return 0
@@ -132,8 +140,9 @@ def _compare(done: list[Path], console: Console, comparison_table) -> None:
 
     console.print(comparison_table(done))
     parent = Path(os.path.commonpath(done))
-    console.print(f"comparison: {compare_runs(done, parent / 'report.html')}", highlight=False, markup=False,
-                  soft_wrap=True)
+    console.print(
+        f"comparison: {compare_runs(done, parent / 'report.html')}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 class StopSignal:

@@ -60,5 +60,7 @@ class LinearClassifier:
         Biases are not scaled.
         """
         task = len(self.task_sizes) - 1
-        scale = torch.cat([torch.full((size,), 1 + feature_scale * (task - k)) for k, size in enumerate(self.task_sizes)])
+        scale = torch.cat(
+            [torch.full((size,), 1 + feature_scale * (task - k)) for k, size in enumerate(self.task_sizes)]
+        )
         return LinearClassifier(self.weight_CD * scale.to(self.weight_CD)[:, None], self.bias_C, self.task_sizes)

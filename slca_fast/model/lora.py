@@ -45,15 +45,17 @@ def top_right_singular_vectors(weight_OI: Tensor, rank: int) -> Tensor:
     Through the eigenvectors of the Gram matrix W^T W in float64: far cheaper than a full SVD, equal up to sign.
     """
     if rank > min(weight_OI.shape):
-        raise ValueError(f"LoRA rank {rank} exceeds the {min(weight_OI.shape)} singular vectors of a "
-                         f"{list(weight_OI.shape)} weight")
+        raise ValueError(
+            f"LoRA rank {rank} exceeds the {min(weight_OI.shape)} singular vectors of a {list(weight_OI.shape)} weight"
+        )
     weight = weight_OI.double()
     _, vectors = torch.linalg.eigh(weight.T @ weight)
     return vectors.flip(1)[:, :rank].T.contiguous().to(weight_OI.dtype)
 
 
-def apply_lora(model: nn.Module, rank: int = 4, scale: float = 0.8, targets: Sequence[str] = ("qkv",),
-               form: str = "merged") -> nn.Module:
+def apply_lora(
+    model: nn.Module, rank: int = 4, scale: float = 0.8, targets: Sequence[str] = ("qkv",), form: str = "merged"
+) -> nn.Module:
     """Puts LoRA on the ``targets`` (of "qkv", "proj", "fc1", "fc2") of every block of a timm ViT, in place.
 
     Returns ``model``. Raises ValueError for an unknown target, a rank below 1, or a model without such layers.
@@ -85,8 +87,13 @@ def merge_lora(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoraLinear):
-                linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None,
-                                   device=child.weight.device, dtype=child.weight.dtype)
+                linear = nn.Linear(
+                    child.in_features,
+                    child.out_features,
+                    bias=child.bias is not None,
+                    device=child.weight.device,
+                    dtype=child.weight.dtype,
+                )
                 with torch.no_grad():
                     linear.weight.copy_(child.merged_weight())
                     if child.bias is not None:

@@ -40,12 +40,16 @@ def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
     wanted = vit.state_dict()
     for name, tensor in state.items():
         if name in wanted and wanted[name].shape != tensor.shape:
-            raise UserError(f"{OPTION} {path}: {name} is {list(tensor.shape)} but --model.name needs "
-                            f"{list(wanted[name].shape)}; choose the model that the weights belong to")
+            raise UserError(
+                f"{OPTION} {path}: {name} is {list(tensor.shape)} but --model.name needs "
+                f"{list(wanted[name].shape)}; choose the model that the weights belong to"
+            )
     missing = [name for name in wanted if name not in state]
     if missing:
-        raise UserError(f"{OPTION} {path}: {len(missing)} of {len(wanted)} weights are missing (first: {missing[0]}); "
-                        f"choose the --model.name and --model.kwargs that the weights belong to")
+        raise UserError(
+            f"{OPTION} {path}: {len(missing)} of {len(wanted)} weights are missing (first: {missing[0]}); "
+            f"choose the --model.name and --model.kwargs that the weights belong to"
+        )
     vit.load_state_dict({name: state[name].to(wanted[name].dtype) for name in wanted})
 
 
@@ -73,8 +77,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{OPTION} {path}: not a readable checkpoint ({_first_line(error)})") from error
     except Exception as error:
         # weights_only refuses arbitrary objects with an UnpicklingError; loading them unsafely is no option.
-        raise UserError(f"{OPTION} {path}: holds more than plain tensors and is not loaded for safety; save its "
-                        f"state_dict as .safetensors ({_first_line(error)})") from error
+        raise UserError(
+            f"{OPTION} {path}: holds more than plain tensors and is not loaded for safety; save its "
+            f"state_dict as .safetensors ({_first_line(error)})"
+        ) from error
     for key in ("state_dict", "model", "module", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
@@ -97,8 +103,10 @@ def _load_npz(vit: nn.Module, path: Path) -> None:
 def _require_same_width(vit: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     token = next((state[name] for name in ("cls_token", "pos_embed", "norm.weight") if name in state), None)
     if token is not None and token.shape[-1] != vit.embed_dim:
-        raise UserError(f"{OPTION} {path}: its width is {token.shape[-1]} but --model.name has width {vit.embed_dim}; "
-                        f"choose the model that the weights belong to")
+        raise UserError(
+            f"{OPTION} {path}: its width is {token.shape[-1]} but --model.name has width {vit.embed_dim}; "
+            f"choose the model that the weights belong to"
+        )
 
 
 def _first_line(error: Exception) -> str:
