@@ -1,0 +1,44 @@
+"""CUB-200-2011: images.txt and train_test_split.txt say which image is which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, finish, safe_relative
+from slca_fast.data.prepare.unpack import discard_unpacked, find_below, unpacked
+from slca_fast.errors import DataError
+
+PUBLISHED = (5_994, 5_794, 200)
+
+
+def prepare_cub200(
+    source: Path,
+    root: Path,
+    *,
+    link: Link = "hard",
+    check_counts: bool = True,
+    progress: Progress | None = None,
+) -> PrepareReport:
+    """``source``: CUB_200_2011.tgz or its folder."""
+    folder = find_below(unpacked(source, root), "images.txt").parent
+    paths, is_train = _table(folder / "images.txt"), _table(folder / "train_test_split.txt")
+    if set(paths) != set(is_train) or not set(is_train.values()) <= {"0", "1"}:
+        raise DataError(f"{folder}: images.txt and train_test_split.txt do not list the same images")
+    jobs = []
+    for image, path in paths.items():
+        path = safe_relative(path)
+        split = "train" if is_train[image] == "1" else "test"
+        jobs.append(Job(f"{split}/{path}", folder / "images" / path))
+    report = finish("cub200", root, jobs, link=link, expected=PUBLISHED if check_counts else None, progress=progress)
+    discard_unpacked(root)
+    return report
+
+
+def _table(file: Path) -> dict[str, str]:
+    try:
+        rows = [line.split() for line in file.read_text().splitlines() if line.strip()]
+        return {key: value for key, value in rows}
+    except FileNotFoundError:
+        raise DataError(f"no {file.name} in {file.parent}") from None
+    except ValueError:
+        raise DataError(f"{file}: expected two words per line") from None
