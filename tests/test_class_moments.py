@@ -97,16 +97,19 @@ def test_merging_chunks_is_measuring_the_whole(cuts, seed):
     torch.testing.assert_close(merged.scatter_CDD, whole.scatter_CDD, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"features_ND": torch.zeros(4)}, "floating-point matrix"),
-    ({"features_ND": torch.zeros(4, 3, dtype=torch.int64)}, "torch.int64"),
-    ({"labels_N": torch.zeros(5, dtype=torch.int64)}, r"\(4,\).*\(5,\)"),
-    ({"labels_N": torch.zeros(4)}, "integers"),
-    ({"labels_N": torch.tensor([0, 1, 2, 1])}, "got 2"),
-    ({"labels_N": torch.tensor([0, 1, -1, 1])}, "got -1"),
-    ({"num_classes": -1}, "-1"),
-    ({"accumulate_dtype": torch.bfloat16}, "bfloat16"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features_ND": torch.zeros(4)}, "floating-point matrix"),
+        ({"features_ND": torch.zeros(4, 3, dtype=torch.int64)}, "torch.int64"),
+        ({"labels_N": torch.zeros(5, dtype=torch.int64)}, r"\(4,\).*\(5,\)"),
+        ({"labels_N": torch.zeros(4)}, "integers"),
+        ({"labels_N": torch.tensor([0, 1, 2, 1])}, "got 2"),
+        ({"labels_N": torch.tensor([0, 1, -1, 1])}, "got -1"),
+        ({"num_classes": -1}, "-1"),
+        ({"accumulate_dtype": torch.bfloat16}, "bfloat16"),
+    ],
+)
 def test_bad_input_is_named(change, message):
     arguments = {"features_ND": torch.zeros(4, 3), "labels_N": torch.tensor([0, 1, 0, 1]), "num_classes": 2}
     with pytest.raises(ValueError, match=message):

@@ -8,9 +8,9 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from slca_fast.kernels.gaussian_sampling import packing
 from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference, philox_words
+
 from slca_fast.ops.gaussian_sampling import cholesky_factor, sample_gaussians, sample_low_rank
 
 
@@ -31,10 +31,13 @@ def test_packing_keeps_every_number(dim, batch):
     assert torch.equal(packing.unpack_symmetric(packing.pack_lower(symmetric)), symmetric)
 
 
-@pytest.mark.parametrize(("word", "expected"), [
-    (0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    (0xFFFFFFFF, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
-])
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        (0xFFFFFFFF, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ],
+)
 def test_philox_known_answers(word, expected):
     """Known answers of Philox 4x32-10 with all-zero and all-one counter and key."""
     counter = torch.tensor([word])
@@ -57,7 +60,12 @@ def test_normals_are_normal():
     assert abs(np.corrcoef(flat, streams.flatten().numpy())[0, 1]) < 5 / np.sqrt(count)
 
 
-@given(num_samples=st.integers(1, 20), num_dims=st.integers(1, 13), cut=st.integers(0, 20), seed=st.integers(-2**63, 2**63 - 1))
+@given(
+    num_samples=st.integers(1, 20),
+    num_dims=st.integers(1, 13),
+    cut=st.integers(0, 20),
+    seed=st.integers(-(2**63), 2**63 - 1),
+)
 @settings(max_examples=30, deadline=None)
 def test_normals_do_not_depend_on_the_split(num_samples, num_dims, cut, seed):
     key, classes = torch.tensor([seed]), torch.tensor([5, 0, 3])
@@ -154,24 +162,32 @@ def test_seed_may_be_a_tensor_or_any_64_bits():
     mean, factor = torch.zeros(2, 3), torch.eye(3).expand(2, 3, 3)
     for seed in (0, 1, -1, 2**63 - 1, 2**64 - 1):
         signed = seed - 2**64 if seed >= 2**63 else seed
-        assert torch.equal(sample_gaussians(mean, factor, 4, seed), sample_gaussians(mean, factor, 4, torch.tensor([signed])))
+        assert torch.equal(
+            sample_gaussians(mean, factor, 4, seed), sample_gaussians(mean, factor, 4, torch.tensor([signed]))
+        )
     with pytest.raises(ValueError, match="64 bits"):
         sample_gaussians(mean, factor, 4, 2**64)
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: cholesky_factor(torch.zeros(3, 2, 1)), r"\(3, 2, 1\)"),
-    (lambda: cholesky_factor(torch.zeros(1, 2, 2, dtype=torch.bfloat16)), "bfloat16"),
-    (lambda: cholesky_factor(torch.zeros(1, 2, 2), -1.0), "-1.0"),
-    (lambda: cholesky_factor(torch.zeros(1, 2, 2), float("nan")), "nan"),
-    (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 3), 1), r"\(2, 4, 3\)"),
-    (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(3, 4, 4), 1), "2 classes"),
-    (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 4).double(), 1), "float64"),
-    (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 4), -1), "-1"),
-    (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 4), 1, class_id_C=torch.zeros(3).long()), r"\(3,\)"),
-    (lambda: sample_low_rank(torch.zeros(2, 4), torch.zeros(2, 1, 5), 0.1, 1), r"\(2, 1, 5\)"),
-    (lambda: sample_low_rank(torch.zeros(2, 4), torch.zeros(2, 1, 4), -0.1, 1), "-0.1"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cholesky_factor(torch.zeros(3, 2, 1)), r"\(3, 2, 1\)"),
+        (lambda: cholesky_factor(torch.zeros(1, 2, 2, dtype=torch.bfloat16)), "bfloat16"),
+        (lambda: cholesky_factor(torch.zeros(1, 2, 2), -1.0), "-1.0"),
+        (lambda: cholesky_factor(torch.zeros(1, 2, 2), float("nan")), "nan"),
+        (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 3), 1), r"\(2, 4, 3\)"),
+        (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(3, 4, 4), 1), "2 classes"),
+        (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 4).double(), 1), "float64"),
+        (lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 4), -1), "-1"),
+        (
+            lambda: sample_gaussians(torch.zeros(2, 4), torch.zeros(2, 4, 4), 1, class_id_C=torch.zeros(3).long()),
+            r"\(3,\)",
+        ),
+        (lambda: sample_low_rank(torch.zeros(2, 4), torch.zeros(2, 1, 5), 0.1, 1), r"\(2, 1, 5\)"),
+        (lambda: sample_low_rank(torch.zeros(2, 4), torch.zeros(2, 1, 4), -0.1, 1), "-0.1"),
+    ],
+)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -34,9 +34,15 @@ def some_rows(num_rows, dim, num_classes, seed=0, dtype=torch.float32):
 
 
 @settings(max_examples=40, deadline=None)
-@given(num_rows=st.integers(1, 80), dim=st.integers(1, 20), num_classes=st.integers(1, 6),
-       cuts=st.lists(st.integers(0, 80), max_size=5), storage=st.sampled_from(["auto", "dense"]), seed=st.integers(0, 99),
-       look=st.booleans())
+@given(
+    num_rows=st.integers(1, 80),
+    dim=st.integers(1, 20),
+    num_classes=st.integers(1, 6),
+    cuts=st.lists(st.integers(0, 80), max_size=5),
+    storage=st.sampled_from(["auto", "dense"]),
+    seed=st.integers(0, 99),
+    look=st.booleans(),
+)
 def test_any_order_and_chunking_gives_numpys_moments(num_rows, dim, num_classes, cuts, storage, seed, look):
     features, labels = some_rows(num_rows, dim, num_classes, seed)
     gaussians = ClassGaussians(dim, storage=storage)
@@ -51,7 +57,9 @@ def test_any_order_and_chunking_gives_numpys_moments(num_rows, dim, num_classes,
         rows = features[labels == c].double().numpy()
         np.testing.assert_allclose(gaussians.means[c].numpy(), rows.mean(0), rtol=1e-13)
         truth = np.cov(rows.T).reshape(dim, dim) if len(rows) > 1 else np.zeros((dim, dim))
-        np.testing.assert_allclose(gaussians.covariance(c).numpy(), truth, rtol=0, atol=1e-12 * max(1, abs(truth).max()))
+        np.testing.assert_allclose(
+            gaussians.covariance(c).numpy(), truth, rtol=0, atol=1e-12 * max(1, abs(truth).max())
+        )
 
 
 @pytest.mark.parametrize("storage", ["auto", "dense"])
@@ -83,8 +91,17 @@ def test_samples_have_the_mean_and_covariance_plus_ridge(num_rows, storage):
 
 
 @pytest.mark.parametrize("storage", ["auto", "dense"])
-@pytest.mark.parametrize("rows", [torch.full((1, 8), 3.0), torch.full((30, 8), 3.0), torch.eye(8)[:2].repeat(20, 1),
-                                  torch.randn(3, 8), torch.zeros(5, 8)], ids=["one", "constant", "duplicates", "few", "zero"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        torch.full((1, 8), 3.0),
+        torch.full((30, 8), 3.0),
+        torch.eye(8)[:2].repeat(20, 1),
+        torch.randn(3, 8),
+        torch.zeros(5, 8),
+    ],
+    ids=["one", "constant", "duplicates", "few", "zero"],
+)
 def test_degenerate_classes_factor(rows, storage):
     gaussians = measured(rows, torch.zeros(len(rows), dtype=torch.int64), storage=storage)
     samples, _ = gaussians.sample(50, seed=1)
@@ -148,7 +165,10 @@ def test_every_class_is_factored_once(monkeypatch):
 def test_extended_leaves_both_values_alone():
     features, labels = some_rows(200, 10, 4, dtype=torch.float64)
     old, new = measured(features[labels < 3], labels[labels < 3]), measured(features[labels > 1], labels[labels > 1])
-    before = {k: v.clone() for k, v in old.state_tensors().items()}, {k: v.clone() for k, v in new.state_tensors().items()}
+    before = (
+        {k: v.clone() for k, v in old.state_tensors().items()},
+        {k: v.clone() for k, v in new.state_tensors().items()},
+    )
     both = old.extended(new)
     both.update(features, labels)
     for value, state in zip((old, new), before):
@@ -254,7 +274,9 @@ def test_foreign_files_are_refused(tmp_path):
     gaussians = measured(*some_rows(5, 3, 1))
     header = json.dumps({**gaussians._header(), "format": "slca_fast.ClassGaussians/9"}, sort_keys=True)
     tensors = gaussians.state_tensors()
-    path.write_bytes(safetensors.torch.save(tensors, {"gaussians": header, "sha256": module._checksum(tensors, header)}))
+    path.write_bytes(
+        safetensors.torch.save(tensors, {"gaussians": header, "sha256": module._checksum(tensors, header)})
+    )
     with pytest.raises(ValueError, match="ClassGaussians/9"):
         ClassGaussians.load(path)
     with pytest.raises(FileNotFoundError):
@@ -296,14 +318,21 @@ def test_other_feature_dtypes(dtype):
     np.testing.assert_allclose(gaussians.covariance(1).numpy(), truth, atol=1e-12)
 
 
-@pytest.mark.parametrize(("features", "labels", "message"), [
-    (torch.zeros(3, 5), torch.zeros(3).long(), r"\[N, 4\].*\(3, 5\)"),
-    (torch.zeros(3, 4).long(), torch.zeros(3).long(), "int64"),
-    (torch.zeros(3, 4), torch.zeros(2).long(), r"\(3,\).*\(2,\)"),
-    (torch.zeros(3, 4), torch.zeros(3), "float32"),
-    (torch.zeros(3, 4), torch.tensor([0, -2, 1]), "-2"),
-    (torch.tensor([[0.0] * 4, [0, torch.nan, 0, 0], [0, 0, 0, torch.inf]]), torch.tensor([0, 5, 1]), "class 5 .* 2 of 3"),
-])
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (torch.zeros(3, 5), torch.zeros(3).long(), r"\[N, 4\].*\(3, 5\)"),
+        (torch.zeros(3, 4).long(), torch.zeros(3).long(), "int64"),
+        (torch.zeros(3, 4), torch.zeros(2).long(), r"\(3,\).*\(2,\)"),
+        (torch.zeros(3, 4), torch.zeros(3), "float32"),
+        (torch.zeros(3, 4), torch.tensor([0, -2, 1]), "-2"),
+        (
+            torch.tensor([[0.0] * 4, [0, torch.nan, 0, 0], [0, 0, 0, torch.inf]]),
+            torch.tensor([0, 5, 1]),
+            "class 5 .* 2 of 3",
+        ),
+    ],
+)
 def test_bad_updates_are_named_and_change_nothing(features, labels, message):
     gaussians = measured(torch.ones(2, 4), torch.zeros(2).long())
     with pytest.raises(ValueError, match=message):
@@ -312,9 +341,12 @@ def test_bad_updates_are_named_and_change_nothing(features, labels, message):
 
 
 def test_bad_settings_are_named():
-    for settings_, message in (({"feature_dim": 0}, "0"), ({"feature_dim": 2, "ridge": -1}, "-1"),
-                               ({"feature_dim": 2, "storage": "x"}, "x"),
-                               ({"feature_dim": 2, "accumulate_dtype": torch.bfloat16}, "bfloat16")):
+    for settings_, message in (
+        ({"feature_dim": 0}, "0"),
+        ({"feature_dim": 2, "ridge": -1}, "-1"),
+        ({"feature_dim": 2, "storage": "x"}, "x"),
+        ({"feature_dim": 2, "accumulate_dtype": torch.bfloat16}, "bfloat16"),
+    ):
         with pytest.raises(ValueError, match=message):
             ClassGaussians(**settings_)
 

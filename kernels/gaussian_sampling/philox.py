@@ -16,8 +16,8 @@ from torch import Tensor
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 MASK_32 = 0xFFFFFFFF
-CHUNK_COUNTERS = 1 << 16
-"""Counters per pass on the CPU: the eight int64 work arrays then stay in cache."""
+CHUNK_COUNTERS = 1 << 14
+"""Counters per pass on the CPU: the work arrays stay in cache, and below torch's grain for waking its threads."""
 
 
 def philox_words(counter: tuple[Tensor, Tensor, Tensor, int], seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,23 +36,24 @@ def philox_words(counter: tuple[Tensor, Tensor, Tensor, int], seed: Tensor) -> t
 
 
 def philox_normal_reference(
-    seed: Tensor, class_id_G: Tensor, num_samples: int, num_dims: int, stream: int = 0, sample_offset: int = 0
+    seed: Tensor, class_id_G: Tensor, num_samples: int, num_dims: int, stream: int = 0, sample_offset: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals [G, num_samples, num_dims] float32.
+    """Standard normals [G, num_samples, num_dims], computed in float64 and rounded to ``dtype``.
 
-    Entry (g, i, d) depends on seed (int64 [1]), class_id_G[g], sample_offset + i, d and stream only. From
-    words (w0, w1): r = sqrt(-2 ln(w0 2^-32 + 2^-33)), theta = 2 pi w1 2^-32, normals r cos theta and r sin
-    theta; from (w2, w3) likewise the next two.
+    Entry (g, i, d) depends on seed (int64 [1]), class_id_G[g], sample_offset + i, d and stream only. From words
+    (w0, w1): u = w0 2^-32 + 2^-33 rounded to float32 at each step, r = sqrt(-2 ln u), theta = 2 pi w1 2^-32, normals
+    r cos theta and r sin theta; from (w2, w3) likewise the next two.
     """
     num_quads = (num_dims + 3) // 4
     device = class_id_G.device
     quad_Q = torch.arange(num_quads, device=device)
     sample_S1 = torch.arange(sample_offset, sample_offset + num_samples, device=device)[:, None]
-    normal = torch.empty(len(class_id_G), num_samples, num_dims, device=device)
+    normal = torch.empty(len(class_id_G), num_samples, num_dims, device=device, dtype=dtype)
     step = num_samples if device.type != "cpu" else max(1, CHUNK_COUNTERS // max(num_quads, 1))
     for index, class_id in enumerate(class_id_G[:, None, None]):
-        for start in range(0, num_samples, step):
-            words = philox_words((quad_Q, sample_S1[start : start + step], class_id, stream), seed)
+        for start in range(0, num_samples, max(step, 1)):
+            words = philox_words((quad_Q, sample_S1[start : start + step], class_id[0], stream), seed)
             pairs = [_box_muller(words[0], words[1]), _box_muller(words[2], words[3])]
             block = torch.stack([*pairs[0], *pairs[1]], dim=-1).flatten(-2)
             normal[index, start : start + step] = block[:, :num_dims]
@@ -60,6 +61,7 @@ def philox_normal_reference(
 
 
 def _box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
-    radius = torch.sqrt(-2.0 * torch.log(radius_word.float() * 2.0**-32 + 2.0**-33))
-    angle = angle_word.float() * (2.0 * math.pi * 2.0**-32)
+    uniform = radius_word.float() * 2.0**-32 + 2.0**-33
+    radius = torch.sqrt(-2.0 * torch.log(uniform.double()))
+    angle = angle_word.double() * (2.0 * math.pi * 2.0**-32)
     return radius * torch.cos(angle), radius * torch.sin(angle)

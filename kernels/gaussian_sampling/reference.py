@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from slca_fast.kernels.gaussian_sampling.packing import identity_ridge, is_packed, split_lower
-from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference
 from torch import Tensor
+
+from .packing import identity_ridge, is_packed, split_lower
+from .philox import philox_normal_reference
 
 FIRST_RUNG = 1e-8
 NUM_RUNGS = 9
@@ -57,7 +60,8 @@ def _failed(factor_CDD: Tensor, info_C: Tensor) -> Tensor:
 
 
 def sample_gaussians_reference(
-    mean_CD: Tensor, factor: Tensor, class_id_C: Tensor, num_per_class: int, seed: Tensor, sample_offset: int = 0
+    mean_CD: Tensor, factor: Tensor, class_id_C: Tensor, num_per_class: int, seed: Tensor, sample_offset: int = 0,
+    normals: Callable[..., Tensor] = philox_normal_reference,
 ) -> Tensor:
     """x_ci = mean_c + L_c z_ci with z_ci the counter-based normals of (seed, class_id_c, sample_offset + i).
 
@@ -70,8 +74,7 @@ def sample_gaussians_reference(
     step = max(1, MAX_UNPACKED_ELEMENTS // max(1, dim * max(dim, num_per_class)))
     for start in range(0, len(factor), step):
         rows = slice(start, start + step)
-        normal_GSD = philox_normal_reference(seed, class_id_C[rows], num_per_class, dim, 0, sample_offset)
-        normal_GSD = normal_GSD.to(factor.dtype)
+        normal_GSD = normals(seed, class_id_C[rows], num_per_class, dim, 0, sample_offset, factor.dtype)
         correlate(mean_CD[rows], factor[rows], packed, normal_GSD, features_CSD[rows])
     return features_CSD
 
@@ -88,17 +91,18 @@ def correlate(mean_GD: Tensor, factor: Tensor, packed: bool, normal_GSD: Tensor,
 
 
 def sample_low_rank_reference(
-    mean_CD: Tensor, rows_CKD: Tensor, noise_scale: float, class_id_C: Tensor, num_per_class: int, seed:
-    Tensor, sample_offset: int = 0,
+    mean_CD: Tensor, rows_CKD: Tensor, noise_scale: float, class_id_C: Tensor, num_per_class: int, seed: Tensor,
+    sample_offset: int = 0, normals: Callable[..., Tensor] = philox_normal_reference,
 ) -> Tensor:
     """x_ci = mean_c + R_c^T z_ci + noise_scale e_ci: covariance R_c^T R_c + noise_scale^2 I, exactly.
 
     Args: mean_CD [C, D], rows_CKD [C, K, D] (padded by zero rows), class_id_C [C] int64, seed int64 [1].
     z and e are streams 0 and 1 of (seed, class_id_c, sample_offset + i). Returns: [C, num_per_class, D].
     """
-    normal_CSK = philox_normal_reference(seed, class_id_C, num_per_class, rows_CKD.shape[1], 0, sample_offset)
-    features_CSD = torch.baddbmm(mean_CD[:, None], normal_CSK.to(rows_CKD.dtype), rows_CKD)
+    _, rank, dim = rows_CKD.shape
+    normal_CSK = normals(seed, class_id_C, num_per_class, rank, 0, sample_offset, rows_CKD.dtype)
+    features_CSD = torch.baddbmm(mean_CD[:, None], normal_CSK, rows_CKD)
     if noise_scale:
-        noise_CSD = philox_normal_reference(seed, class_id_C, num_per_class, mean_CD.shape[1], 1, sample_offset)
-        features_CSD.add_(noise_CSD.to(rows_CKD.dtype), alpha=noise_scale)
+        noise_CSD = normals(seed, class_id_C, num_per_class, dim, 1, sample_offset, rows_CKD.dtype)
+        features_CSD.add_(noise_CSD, alpha=noise_scale)
     return features_CSD

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from slca_fast.kernels import native, triton_runtime
+from slca_fast.kernels.gaussian_sampling.native_kernel import SYMBOL, philox_normal_native
 from slca_fast.kernels.gaussian_sampling.packing import is_packed, pack_lower, unpack_lower
+from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference
 from slca_fast.kernels.gaussian_sampling.reference import (
     cholesky_factor_reference,
     sample_gaussians_reference,
@@ -27,8 +30,8 @@ def cholesky_factor(
     rung, without a synchronisation per class; the others are left exactly as they are.
 
     Args: covariance_CDD [C, D, D] float32 or float64, symmetric (the lower triangle is read); ridge >= 0.
-    Returns: factor_CDD [C, D, D] lower triangular of the same dtype, added_ridge_C [C] (0 where nothing was added; NaN, with a
-    factor of NaN, where the matrix is not finite or so indefinite that no rung helped).
+    Returns: factor_CDD [C, D, D] lower triangular of the same dtype, added_ridge_C [C]: 0 where nothing was added;
+    NaN, with a factor of NaN, where the matrix is not finite or so indefinite that no rung helped.
     Raises: ValueError for wrong shapes, dtypes, a negative ridge or a backend that cannot run.
     """
     if covariance_CDD.ndim != 3 or covariance_CDD.shape[1] != covariance_CDD.shape[2]:
@@ -80,7 +83,7 @@ def sample_gaussians(
     """
     _validate(mean_CD, factor, num_per_class, sample_offset)
     is_packed(factor, mean_CD.shape[1])
-    chosen = choose_backend("gaussian_sampling", backend, mean_CD.device)
+    chosen = _choose(backend, mean_CD)
     class_id_C = _class_ids(class_id_C, mean_CD)
     return _sample_gaussians(mean_CD.detach(), factor.detach(), class_id_C, num_per_class,
                              _seed_tensor(seed, mean_CD.device), sample_offset, chosen)
@@ -91,9 +94,9 @@ def _sample_gaussians(
     mean_CD: Tensor, factor: Tensor, class_id_C: Tensor, num_per_class: int, seed: Tensor, sample_offset: int,
     backend: str,
 ) -> Tensor:
-    assert backend == "reference", backend
     with torch.autocast(mean_CD.device.type, enabled=False):
-        return sample_gaussians_reference(mean_CD, factor, class_id_C, num_per_class, seed, sample_offset)
+        return sample_gaussians_reference(mean_CD, factor, class_id_C, num_per_class, seed, sample_offset,
+                                          _normals(backend))
 
 
 @_sample_gaussians.register_fake
@@ -122,7 +125,7 @@ def sample_low_rank(
         raise ValueError(f"rows_CKD must have shape [C, K, {mean_CD.shape[1]}], got {tuple(rows_CKD.shape)}")
     if not noise_scale >= 0:
         raise ValueError(f"noise_scale must be >= 0, got {noise_scale}")
-    chosen = choose_backend("gaussian_sampling", backend, mean_CD.device)
+    chosen = _choose(backend, mean_CD)
     class_id_C = _class_ids(class_id_C, mean_CD)
     return _sample_low_rank(mean_CD.detach(), rows_CKD.detach(), float(noise_scale), class_id_C, num_per_class,
                             _seed_tensor(seed, mean_CD.device), sample_offset, chosen)
@@ -133,15 +136,34 @@ def _sample_low_rank(
     mean_CD: Tensor, rows_CKD: Tensor, noise_scale: float, class_id_C: Tensor, num_per_class: int, seed:
     Tensor, sample_offset: int, backend: str,
 ) -> Tensor:
-    assert backend == "reference", backend
     with torch.autocast(mean_CD.device.type, enabled=False):
         return sample_low_rank_reference(mean_CD, rows_CKD, noise_scale, class_id_C, num_per_class, seed,
-                                         sample_offset)
+                                         sample_offset, _normals(backend))
 
 
 @_sample_low_rank.register_fake
 def _(mean_CD, rows_CKD, noise_scale, class_id_C, num_per_class, seed, sample_offset, backend):
     return rows_CKD.new_empty(mean_CD.shape[0], num_per_class, mean_CD.shape[1])
+
+
+def _choose(backend: str, mean_CD: Tensor) -> str:
+    single = None if mean_CD.dtype == torch.float32 else "its normals are float32; float64 takes the reference"
+    return choose_backend(
+        "gaussian_sampling", backend, mean_CD.device,
+        native=native.why_not(SYMBOL) or single, triton=triton_runtime.why_not(mean_CD.device.type) or single,
+    )
+
+
+def _normals(backend: str) -> Callable[..., Tensor]:
+    """Who makes the counter-based normals; the products are torch's in every backend."""
+    if backend == "native":
+        return philox_normal_native
+    if backend == "triton":
+        from slca_fast.kernels.gaussian_sampling.triton_kernel import philox_normal_triton
+
+        return philox_normal_triton
+    assert backend == "reference", backend
+    return philox_normal_reference
 
 
 def _validate(mean_CD: Tensor, factor: Tensor, num_per_class: int, sample_offset: int) -> None:
@@ -225,7 +247,7 @@ register(OpSpec(
     reference=lambda mean_CD, factor, num_per_class, seed: sample_gaussians_reference(
         mean_CD, factor, torch.arange(len(mean_CD), device=mean_CD.device), num_per_class,
         _seed_tensor(seed, mean_CD.device)),
-    backends={"cpu": ("reference",), "cuda": ("reference",)},
+    backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     samples=_draw_samples,
     benchmark_samples=_draw_benchmark,
     dtypes=(torch.float32, torch.float64),
