@@ -21,7 +21,7 @@ def symmetric_cross_entropy_native(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``scale_i * L_i`` [B] float32 and its gradient, float32 or bfloat16 as the logits (no elements unless asked).
 
-    Raises RuntimeError (status 2) when a label is out of range.
+    Raises NativeError (status 2) when a label is out of range.
     """
     num_rows, num_classes = logits_BC.shape
     if logits_BC.stride(1) != 1:

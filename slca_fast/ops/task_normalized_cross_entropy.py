@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..kernels.task_normalized_cross_entropy.native_kernel import task_normalized_cross_entropy_native
 from ..kernels.task_normalized_cross_entropy.reference import (
     task_normalized_cross_entropy_reference,
     task_normalized_cross_entropy_rows,
@@ -68,7 +69,38 @@ def _reference(
     return loss_B, logits_BC.new_empty(0) if gradient_BC is None else gradient_BC.contiguous()
 
 
-_OPS = row_loss.define("task_normalized_cross_entropy", {"reference": _reference})
+def _triton(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    scale_B: torch.Tensor,
+    task_sizes: Sequence[int],
+    temperature: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from ..kernels.task_normalized_cross_entropy.triton_kernel import task_normalized_cross_entropy_triton
+
+    return task_normalized_cross_entropy_triton(
+        logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient
+    )
+
+
+def _native(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    scale_B: torch.Tensor,
+    task_sizes: Sequence[int],
+    temperature: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    with row_loss.naming_the_label("task_normalized_cross_entropy", logits_BC, target_B, scale_B):
+        return task_normalized_cross_entropy_native(
+            logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient
+        )
+
+
+_OPS = row_loss.define(
+    "task_normalized_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native}
+)
 
 
 def _sample(sizes: Sequence[int], num_rows: int, device: torch.device, dtype: torch.dtype) -> tuple:
