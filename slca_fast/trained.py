@@ -56,8 +56,8 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     """The newest finished task of run folder ``run``; raises UserError when there is none that can be trusted."""
     config = config_from_dict(read_config(run))
     problems: list[str] = []
-    finished = (found for found in newest_valid(positions(run / "checkpoints"), problems.append) if "aligned" in found[0])
-    tensors, state = next(finished, (None, None))
+    snapshots = newest_valid(positions(run / "checkpoints"), problems.append)
+    tensors, state = next((found for found in snapshots if "aligned" in found[0]), (None, None))
     if tensors is None:
         reason = f" ({problems[0]})" if problems else ""
         raise UserError(f"{run} has no finished task yet{reason}")
