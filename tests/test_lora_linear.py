@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slca_fast.kernels.lora_linear import reference
+from slca_fast.kernels import native, triton_runtime
+from slca_fast.kernels.lora_linear import native_kernel, reference
 
 from slca_fast.ops.lora_linear import FORMS, lora_linear
+
+needs_native = pytest.mark.skipif(
+    native.why_not(native_kernel.SYMBOL) is not None, reason="native library not built"
+)
+needs_interpreter = pytest.mark.skipif(
+    triton_runtime.why_not("cpu") is not None, reason="Triton on the CPU needs TRITON_INTERPRET=1"
+)
+over_fast_backends = pytest.mark.parametrize(
+    "backend",
+    [pytest.param("native", marks=needs_native), pytest.param("triton", marks=needs_interpreter)],
+)
 
 
 def make(lead=(3, 5), num_in=12, num_out=20, rank=4, dtype=torch.float64, param_dtype=None, bias=True):
@@ -52,6 +66,60 @@ def test_equals_autograd_in_float64_for_any_shape(form, lead, num_in, num_out, r
     truth = gradients(reference.lora_linear, tensors, form, upstream)
     for got, want in zip(ours, truth, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@over_fast_backends
+@settings(deadline=None, max_examples=12)
+@given(
+    num_rows=st.integers(0, 300),
+    num_in=st.integers(1, 20),
+    num_out=st.integers(1, 70),
+    rank=st.integers(1, 17),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_fast_backends_are_as_exact_as_eager(backend, num_rows, num_in, num_out, rank, dtype):
+    tensors = make((num_rows,), num_in, num_out, rank, dtype)
+    upstream = torch.randn(num_rows, num_out).to(dtype)
+    ours = gradients(functools.partial(lora_linear, backend=backend), tensors, "unmerged", upstream)
+    eager = gradients(reference.lora_linear, tensors, "unmerged", upstream)
+    truth = gradients(reference.lora_linear, tensors, "unmerged", upstream, torch.float64)
+    # sums may cancel: rounding is measured against the sum of the terms' sizes
+    absolute = [t.detach().abs().requires_grad_(t.requires_grad) for t in tensors]
+    sizes = gradients(reference.lora_linear, absolute, "unmerged", upstream.abs(), torch.float64)
+    for got, plain, want, size in zip(ours, eager, truth, sizes, strict=True):
+        error, eager_error = ((t.double() - want).norm() for t in (got, plain))
+        assert error <= 2 * eager_error + 2 * torch.finfo(dtype).eps * size.norm()
+
+
+@needs_native
+def test_native_gives_the_same_bits_on_any_number_of_threads():
+    tensors = make((333,), 24, 50, 5, torch.float32)
+    upstream = torch.randn(333, 50)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            grad_NO, u_NR = upstream, tensors[0].detach() @ tensors[3].detach().T
+            results.append(native_kernel.thin_products(grad_NO, u_NR, tensors[4].detach()))
+    finally:
+        torch.set_num_threads(threads)
+    for through, both in results[1:]:
+        assert torch.equal(through, results[0][0]) and torch.equal(both, results[0][1])
+
+
+@needs_native
+def test_native_on_every_instruction_set():
+    grad_NO, u_NR, B_OR = torch.randn(101, 67), torch.randn(101, 6), torch.randn(67, 6)
+    want = reference.thin_products(grad_NO.double(), u_NR.double(), B_OR.double())
+    isa = native.isa()
+    try:
+        for name in native.ISA_NAMES:
+            native.set_isa(name)
+            for got, truth in zip(native_kernel.thin_products(grad_NO, u_NR, B_OR), want, strict=True):
+                torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-5)
+    finally:
+        native.set_isa(isa)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -145,7 +213,8 @@ def test_the_merged_weight_is_summed_before_it_is_rounded():
 def test_opcheck(form, bias):
     x, weight, bias_O, lora_A, lora_B = make((2, 3), 5, 6, 2, torch.float32, bias=bias)
     torch.library.opcheck(
-        torch.ops.slca_fast.lora_linear.default, (x, weight, bias_O, lora_A, lora_B, 0.8, form == "merged")
+        torch.ops.slca_fast.lora_linear.default,
+        (x, weight, bias_O, lora_A, lora_B, 0.8, form == "merged", "reference"),
     )
 
 
@@ -178,7 +247,8 @@ def test_compiles_without_graph_breaks(form, autocast):
         ({"x": torch.zeros(3, 12, dtype=torch.int64)}, "int64"),
         ({"weight": torch.zeros(20, 12, device="meta")}, "meta"),
         ({"form": "fused"}, "fused"),
-        ({"backend": "native"}, "native"),
+        ({"backend": "cuda"}, "cuda"),
+        ({"x": torch.zeros(3, 12, dtype=torch.float64), "backend": "native"}, "float64"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -34,3 +34,10 @@ def lora_linear(
         return F.linear(x, merged_weight(weight_OI, lora_A_RI, lora_B_OR, scale, x.dtype), bias)
     y = F.linear(x, weight_OI.to(x.dtype), bias)
     return y + scale * F.linear(F.linear(x, lora_A_RI.to(x.dtype)), lora_B_OR.to(x.dtype))
+
+
+def thin_products(grad_NO: Tensor, u_NR: Tensor, lora_B_OR: Tensor) -> tuple[Tensor, Tensor]:
+    """(g B [N, R], g^T [u, 1] [O, R + 1]) of the backward, in float32 or wider."""
+    dtype = torch.promote_types(grad_NO.dtype, torch.float32)
+    extended_NS = torch.cat([u_NR, u_NR.new_ones(u_NR.shape[0], 1)], dim=1)
+    return (grad_NO @ lora_B_OR).to(dtype), (grad_NO.T @ extended_NS).to(dtype).contiguous()

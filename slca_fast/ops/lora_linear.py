@@ -1,8 +1,9 @@
 """The LoRA linear layer: a frozen weight with a low-rank update, and a backward without the frozen gradient.
 
 With W' = W + s B A, u = x A^T and the upstream gradient g = dL/dy:
-  dx = g W',  [dB / s, db] = g^T [u, 1] (one product),  dA = s (g B)^T x.
-The full g^T x of W costs as much as the forward product: leaving it out saves a third of the arithmetic.
+  dx = g W',  [dB / s, db] = g^T [u, 1],  dA = s (g B)^T x.
+The full g^T x of W costs as much as the forward product: leaving it out saves a third of the arithmetic. g B and
+g^T [u, 1] are far too thin for a matrix library; the native and Triton backends make both in one pass over g.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..kernels.lora_linear import reference
+from ..kernels import native, triton_runtime
+from ..kernels.lora_linear import native_kernel, reference
 from .registry import OpSpec, Sample, choose_backend, register
 
 FORMS = ("merged", "unmerged")
@@ -39,10 +41,10 @@ def lora_linear(
     Raises ValueError for shapes that do not fit, mixed devices, non-floating dtypes and unknown forms.
     """
     _check(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, form)
-    choose_backend("lora_linear", backend, x.device)
     device_type = x.device.type
     if torch.is_autocast_enabled(device_type) and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device_type))
+    chosen = choose_backend("lora_linear", backend, x.device, **_unusable(x))
     with torch.autocast(device_type, enabled=False):
         if weight_OI.requires_grad:
             return reference.lora_linear(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, scale, form)
@@ -51,7 +53,7 @@ def lora_linear(
                 used_OI = reference.merged_weight(weight_OI, lora_A_RI, lora_B_OR, scale, x.dtype)
             else:
                 used_OI = weight_OI.to(x.dtype)
-        return _frozen_lora_linear(x, used_OI, bias_O, lora_A_RI, lora_B_OR, float(scale), form == "merged")
+        return _frozen_lora_linear(x, used_OI, bias_O, lora_A_RI, lora_B_OR, float(scale), form == "merged", chosen)
 
 
 @torch.library.triton_op("slca_fast::lora_linear", mutates_args=())
@@ -63,8 +65,11 @@ def _frozen_lora_linear(
     lora_B_OR: Tensor,
     scale: float,
     is_merged: bool,
+    backend: str,
 ) -> Tensor:
-    """``used_OI`` is W' when merged and W otherwise, in the dtype of ``x``; it is a constant to autograd."""
+    """``used_OI`` is W' when merged and W otherwise, in the dtype of ``x``; it is a constant to autograd.
+
+    ``backend`` makes the thin products of the backward; the wide ones are torch's."""
     y = F.linear(x, used_OI, None if bias_O is None else bias_O.to(x.dtype))
     if is_merged:
         return y
@@ -72,14 +77,14 @@ def _frozen_lora_linear(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, used_OI, bias_O, lora_A_RI, lora_B_OR, ctx.scale, ctx.is_merged = inputs
+    x, used_OI, bias_O, lora_A_RI, lora_B_OR, ctx.scale, ctx.is_merged, ctx.backend = inputs
     ctx.bias_dtype = None if bias_O is None else bias_O.dtype
     ctx.save_for_backward(x, used_OI, lora_A_RI, lora_B_OR)
 
 
 def _backward(ctx, grad):
     x, used_OI, lora_A_RI, lora_B_OR = ctx.saved_tensors
-    needs_x, _, needs_bias, needs_A, needs_B, _, _ = ctx.needs_input_grad
+    needs_x, _, needs_bias, needs_A, needs_B, _, _, _ = ctx.needs_input_grad
     with torch.autocast(x.device.type, enabled=False):
         return _gradients(ctx, x, used_OI, lora_A_RI, lora_B_OR, grad, needs_x, needs_bias, needs_A, needs_B)
 
@@ -89,30 +94,57 @@ def _gradients(ctx, x, used_OI, lora_A_RI, lora_B_OR, grad, needs_x, needs_bias,
     A_RI, B_OR = lora_A_RI.to(x.dtype), lora_B_OR.to(x.dtype)
     x_NI = x.reshape(-1, x.shape[-1])
     grad_NO = grad.reshape(-1, grad.shape[-1])
-    grad_x = grad_bias = grad_A = grad_B = None
-    through_B_NR = grad_NO @ B_OR if needs_A or (needs_x and not ctx.is_merged) else None
+    grad_x = grad_bias = grad_A = grad_B = through_NR = both_OS = None
+    if needs_B:
+        through_NR, both_OS = _thin_products(grad_NO, x_NI @ A_RI.T, B_OR, ctx.backend)
+        through_NR = through_NR.to(x.dtype)
+        grad_B = (ctx.scale * both_OS[:, :rank]).to(lora_B_OR.dtype)
+    elif needs_A or (needs_x and not ctx.is_merged):
+        through_NR = grad_NO @ B_OR
     if needs_x:
         grad_x = grad_NO @ used_OI
         if not ctx.is_merged:
-            grad_x = torch.addmm(grad_x, through_B_NR, A_RI, alpha=ctx.scale)
+            grad_x = torch.addmm(grad_x, through_NR, A_RI, alpha=ctx.scale)
         grad_x = grad_x.reshape(x.shape)
     if needs_A:
-        grad_A = (ctx.scale * (through_B_NR.T @ x_NI)).to(lora_A_RI.dtype)
-    if needs_B:
-        u_NR = x_NI @ A_RI.T
-        if needs_bias:
-            ones_N1 = u_NR.new_ones(u_NR.shape[0], 1)
-            both_OS = grad_NO.T @ torch.cat([u_NR, ones_N1], dim=1)
-            grad_B, grad_bias = both_OS[:, :rank], both_OS[:, rank].to(ctx.bias_dtype, copy=True)
-        else:
-            grad_B = grad_NO.T @ u_NR
-        grad_B = (ctx.scale * grad_B).to(lora_B_OR.dtype).contiguous()
-    elif needs_bias:
-        grad_bias = grad_NO.sum(0).to(ctx.bias_dtype)
-    return grad_x, None, grad_bias, grad_A, grad_B, None, None
+        grad_A = (ctx.scale * (through_NR.T @ x_NI)).to(lora_A_RI.dtype)
+    if needs_bias:
+        grad_bias = grad_NO.sum(0) if both_OS is None else both_OS[:, rank]
+        grad_bias = grad_bias.to(ctx.bias_dtype).contiguous()
+    return grad_x, None, grad_bias, grad_A, grad_B, None, None, None
+
+
+@torch.library.custom_op("slca_fast::lora_thin_products", mutates_args=())
+def _thin_products(grad_NO: Tensor, u_NR: Tensor, lora_B_OR: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """(g B, g^T [u, 1]), float32 or wider."""
+    if backend == "native":
+        return native_kernel.thin_products(grad_NO, u_NR, lora_B_OR)
+    if backend == "triton":
+        from ..kernels.lora_linear import triton_kernel
+
+        return triton_kernel.thin_products(grad_NO, u_NR, lora_B_OR)
+    with torch.autocast(grad_NO.device.type, enabled=False):
+        return reference.thin_products(grad_NO, u_NR, lora_B_OR)
+
+
+@_thin_products.register_fake
+def _(grad_NO, u_NR, lora_B_OR, backend):
+    dtype = torch.promote_types(grad_NO.dtype, torch.float32)
+    num_rows, num_out = grad_NO.shape
+    rank = u_NR.shape[1]
+    return grad_NO.new_empty(num_rows, rank, dtype=dtype), grad_NO.new_empty(num_out, rank + 1, dtype=dtype)
 
 
 _frozen_lora_linear.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _unusable(x: Tensor) -> dict[str, str | None]:
+    reasons = {"native": native.why_not(native_kernel.SYMBOL), "triton": triton_runtime.why_not(x.device.type)}
+    if x.dtype not in native_kernel.DTYPES:
+        reasons["native"] = f"it takes float32 or bfloat16, not {x.dtype}"
+    if x.dtype == torch.float64:
+        reasons["triton"] = "it takes no float64"
+    return reasons
 
 
 def _check(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, form) -> None:
@@ -180,7 +212,7 @@ register(
         name="lora_linear",
         function=lora_linear,
         reference=reference.lora_linear,
-        backends={"cpu": ("reference",), "cuda": ("reference",)},
+        backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
         # float64 has its own test: here the truth is eager float64 itself, which allows no other order of sums
