@@ -38,6 +38,12 @@ def positions(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda p: tuple(map(int, _POSITION.match(p.name).groups())))
 
 
+def require_free(path: Path) -> None:
+    """Raises UserError when a new run cannot have ``path`` because something is there."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--output {path} exists already: add --resume to continue it, or choose another folder")
+
+
 class RunFolder:
     """Opens ``path`` for one process: a new run needs an absent or empty folder, a resumed one a run's folder.
 
@@ -49,8 +55,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         if resume and not (path / "config.yaml").is_file():
             raise UserError(f"--resume: {path} holds no run; leave --resume out to start one there")
-        if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"--output {path} exists already: add --resume to continue it, or choose another folder")
+        if not resume:
+            require_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / ".lock", "a+")  # noqa: SIM115 - held until close

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if options.print_config:
         print("---\n".join(config_to_yaml(config) for _, config in runs), end="")
         return 0
-    return _train_all(runs, options)
+    return _train_all(runs, options, argv)
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -98,14 +99,19 @@ def _seeds(text: str | None) -> list[int]:
     return seeds
 
 
-def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace) -> int:
+def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, argv: Sequence[str]) -> int:
     from slca_fast.console import observer_for
     from slca_fast.experiment import Interrupted, run
     from slca_fast.report import comparison_table, write_report
+    from slca_fast.run_folder import require_free
 
     console = Console(stderr=False)
     stop = StopSignal()
     done: list[Path] = []
+    if not options.resume:
+        # Before the first of several runs, not in the middle of the night.
+        for _, config in runs:
+            require_free(Path(config.output))
     for source, config in runs:
         folder = Path(config.output)
         resume = options.resume and (folder / "config.yaml").is_file()
@@ -117,8 +123,7 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace) -
             try:
                 summary = run(config, preset=source.name, resume=resume, observer=observer, should_stop=stop.asked)
             except Interrupted as interrupted:
-                again = f"slca-fast train {' '.join(sys.argv[2:])}"
-                again = again if "--resume" in again else f"{again} --resume"
+                again = shlex.join(["slca-fast", "train", *argv, *([] if options.resume else ["--resume"])])
                 print(f"stopped; a checkpoint is in {interrupted.folder}; continue with: {again}", file=sys.stderr)
                 return 128 + stop.number
         report = write_report(folder)
