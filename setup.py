@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -49,10 +49,9 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[
-        "slca_fast",
-        *(f"slca_fast.{p.name}" for p in sorted((ROOT / "slca_fast").iterdir()) if (p / "__init__.py").exists()),
+        *find_packages(str(ROOT), include=["slca_fast", "slca_fast.*"]),
         "slca_fast.kernels",
-        *(f"slca_fast.kernels.{p.name}" for p in sorted((ROOT / "kernels").iterdir()) if (p / "__init__.py").exists()),
+        *(f"slca_fast.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))),
     ],
     package_dir={"slca_fast": "slca_fast", "slca_fast.kernels": "kernels"},
     package_data={"slca_fast": ["*.html.j2"], "slca_fast.embedded": ["*.safetensors", "*.json", "*.md"]},

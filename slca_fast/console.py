@@ -69,7 +69,7 @@ class Bars(Observer):
 
     def indexing(self, done: int, total: int) -> None:
         if self.bar is None:
-            self.phase_started("reading image headers", total)
+            self.phase_started("image files", total)
         self.progress.update(self.bar, completed=done)
 
     def task_started(self, task: int, num_tasks: int, num_classes: int, num_images: int) -> None:

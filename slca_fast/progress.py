@@ -13,7 +13,7 @@ class Observer:
         """A fact worth a line (which backend runs and why, a checkpoint that was ignored)."""
 
     def indexing(self, done: int, total: int) -> None:
-        """``done`` of ``total`` image headers have been read."""
+        """``done`` of ``total`` image files have been read."""
 
     def task_started(self, task: int, num_tasks: int, num_classes: int, num_images: int) -> None:
         """Stage 1 of ``task`` (0-based) begins or continues."""

@@ -14,6 +14,7 @@ from slca_fast.errors import DataError, UserError
 COMMANDS = {
     "train": ("train", "train one or several presets or YAML files"),
     "presets": ("presets", "list the named configurations"),
+    "prepare": ("prepare", "bring a data set as downloaded into the image-folder layout"),
     "check-data": ("check_data", "look for everything that is wrong with an image folder"),
     "evaluate": ("evaluate", "test a run's newest finished task again"),
     "predict": ("predict", "classify image files with a run"),

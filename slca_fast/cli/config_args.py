@@ -35,7 +35,7 @@ def load_source(name: str) -> Source:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(
-            f"there is no preset {name!r}{_did_you_mean(name, list(PRESETS))}; see slca-fast presets, or give "
+            f"there is no preset {name!r}{did_you_mean(name, list(PRESETS))}; see slca-fast presets, or give "
             f"a .yaml file"
         )
     try:
@@ -48,7 +48,7 @@ def load_source(name: str) -> Source:
         raise UserError(f"{path} must hold a mapping of configuration keys")
     base_name = values.pop("preset", None)
     if base_name is not None and base_name not in PRESETS:
-        raise UserError(f"{path}: there is no preset {base_name!r}{_did_you_mean(str(base_name), list(PRESETS))}")
+        raise UserError(f"{path}: there is no preset {base_name!r}{did_you_mean(str(base_name), list(PRESETS))}")
     base = PRESETS[base_name]() if base_name else Config()
     refuse_unknown(list(flatten(values)), str(path))
     name = base_name if path.name == "config.yaml" and base_name else path.stem
@@ -77,7 +77,7 @@ def refuse_unknown(keys: Sequence[str], where: str) -> None:
     for key in keys:
         if key not in known and not key.startswith("model.kwargs."):
             shown = f"{where}: unknown key {key}" if where else f"unknown option --{key}"
-            raise UserError(f"{shown}{_did_you_mean(key, known, '' if where else '--')}")
+            raise UserError(f"{shown}{did_you_mean(key, known, '' if where else '--')}")
 
 
 @functools.cache
@@ -112,6 +112,7 @@ def _readable(error: Exception) -> str:
     return text.replace('Parser key "', "--").replace('":', ":", 1) if text.startswith('Parser key "') else text
 
 
-def _did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """``"; did you mean X?"`` with the nearest of ``known``, or nothing when none is near."""
     close = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
