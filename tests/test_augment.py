@@ -20,6 +20,7 @@ from torchvision.transforms import functional as tvf
 
 from slca_fast.data import plan as plans
 from slca_fast.ops.augment import MEAN, STD, augment
+from slca_fast.ops.registry import REGISTRY
 
 BACKENDS = [
     "reference",
@@ -277,6 +278,14 @@ def test_triton_kernel_compiles_for_a_gpu(capability):
     command = [sys.executable, "-c", COMPILE_FOR_A_GPU, str(capability)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not native.available(), reason="native library not built")
+def test_the_benchmark_times_equal_results():
+    spec = REGISTRY["augment"]
+    for sample in spec.benchmark_samples(torch.device("cpu"), torch.float32):
+        ours = spec.function(*sample.args, **sample.kwargs, backend="native")
+        assert torch.equal(ours, spec.baselines["pillow"](*sample.args, **sample.kwargs)), sample.label
 
 
 def test_numpy_plans_are_taken():

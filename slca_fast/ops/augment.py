@@ -92,7 +92,8 @@ def _plan(pixels_U8, offset_N, height_N, width_N, box_N4, clip_N4, flip_N, brigh
             raise ValueError(f"augment: {name} must be {[num_images, *rest]}, got {list(tensor.shape)}")
         if tensor.is_floating_point() and not dtype.is_floating_point:
             raise ValueError(f"augment: {name} must be integers, got {tensor.dtype}")
-        plan.append(tensor.to(dtype).contiguous())
+        device = plan[0].device if plan else tensor.device
+        plan.append(tensor.to(device, dtype).contiguous())
     return plan
 
 
@@ -178,8 +179,8 @@ def _check_values(num_bytes, offset_N, height_N, width_N, box_N4, clip_N4, brigh
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _batch(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, ...]:
-    """Random images of (height, width) ``sizes``; even ones are cropped first, odd ones resized first."""
+def _batch(sizes: Sequence[tuple[int, int]], device: torch.device, crop_first_every: int = 2) -> tuple[Tensor, ...]:
+    """Random images of (height, width) ``sizes``; each so many-th is cropped first, the others resized first."""
     generator = torch.Generator().manual_seed(len(sizes) + sum(h * 31 + w for h, w in sizes))
     height_N = torch.tensor([h for h, _ in sizes], dtype=torch.int32)
     width_N = torch.tensor([w for _, w in sizes], dtype=torch.int32)
@@ -192,7 +193,7 @@ def _batch(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tens
     box_N4 = extent_N4 * corner_N4
     whole_N4 = torch.cat([torch.zeros_like(extent_N4[:, :2]), extent_N4[:, 2:]], dim=1)
     cropped_N4 = torch.cat([box_N4[:, :2].floor(), box_N4[:, 2:].ceil()], dim=1)
-    crops_first_N1 = (torch.arange(len(sizes)) % 2 == 0)[:, None]
+    crops_first_N1 = (torch.arange(len(sizes)) % crop_first_every == 0)[:, None]
     box_N4 = torch.where(crops_first_N1, cropped_N4, box_N4)
     clip_N4 = torch.where(crops_first_N1, cropped_N4, whole_N4).int()
     flip_N = torch.arange(len(sizes)) % 3 == 1
@@ -213,8 +214,31 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
 def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     batch = 128 if device.type == "cuda" else 32
     for extent, size in ((400, 224), (32, 224)):
-        args = (*_batch(((extent, extent),) * batch, device), size, MEAN, STD)
+        args = (*_batch(((extent, extent),) * batch, device, crop_first_every=1), size, MEAN, STD)
         yield Sample(f"{batch} x {extent} px to {size}", args, {"dtype": dtype})
+
+
+def _pillow(
+    pixels_U8, offset_N, height_N, width_N, box_N4, clip_N4, flip_N, brightness_N, size, mean, std, *, dtype
+) -> Tensor:
+    """The same batch as Pillow and torchvision make it, one image after the other."""
+    import numpy as np
+    from PIL import Image, ImageEnhance
+    from torchvision.transforms import functional as tvf
+
+    images = []
+    plan = (t.tolist() for t in (offset_N, height_N, width_N, box_N4, clip_N4, flip_N, brightness_N))
+    for offset, height, width, box, clip, flip, brightness in zip(*plan):
+        pixels_HWC = pixels_U8[offset : offset + height * width * 3].view(height, width, 3)
+        image = Image.fromarray(np.asarray(pixels_HWC)).crop(clip)
+        relative = tuple(value - clip[axis % 2] for axis, value in enumerate(box))
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=relative)
+        if flip:
+            image = tvf.hflip(image)
+        if brightness != 1:
+            image = ImageEnhance.Brightness(image).enhance(brightness)
+        images.append(tvf.normalize(tvf.to_tensor(image), mean, std))
+    return torch.stack(images).to(dtype)
 
 
 def _bytes_moved(sample: Sample) -> int:
@@ -234,5 +258,6 @@ register(
         benchmark_samples=_benchmark_samples,
         dtypes=(torch.float32, torch.bfloat16),
         bytes_moved=_bytes_moved,
+        baselines={"pillow": _pillow},
     )
 )
