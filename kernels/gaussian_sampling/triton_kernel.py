@@ -16,9 +16,20 @@ BLOCK_QUADS = 256
 def _box_muller(radius_word, angle_word):
     u = radius_word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
     radius = tl.sqrt(-2.0 * tl.log(u))
-    # Reduced to half a turn as an integer, so that the angle keeps its precision.
-    angle = angle_word.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
-    return radius * tl.cos(angle), radius * tl.sin(angle)
+    # The angle is reduced to an eighth of a turn as an integer, so without rounding; then short polynomials do.
+    quadrant = (angle_word + 0x20000000) >> 30
+    rest = (angle_word - (quadrant << 30)).to(tl.int32, bitcast=True)
+    t = rest.to(tl.float32) * 1.4629180792671596e-09
+    t2 = t * t
+    s = ((-1.9515295891e-4 * t2 + 8.3321608736e-3) * t2 - 1.6666654611e-1) * t2 * t + t
+    c = (2.443315711809948e-5 * t2 - 1.388731625493765e-3) * t2 + 4.166664568298827e-2
+    c = c * t2 * t2 - 0.5 * t2 + 1.0
+    swap = (quadrant & 1) != 0
+    cosine = tl.where(swap, s, c)
+    sine = tl.where(swap, c, s)
+    cosine = tl.where(((quadrant + 1) & 2) != 0, -cosine, cosine)
+    sine = tl.where((quadrant & 2) != 0, -sine, sine)
+    return radius * cosine, radius * sine
 
 
 @triton.jit

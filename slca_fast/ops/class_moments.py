@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slca_fast.kernels import triton_runtime
 from slca_fast.kernels.class_moments.reference import class_moments_reference
 from slca_fast.ops.registry import OpSpec, Sample, choose_backend, register
 
@@ -30,6 +31,7 @@ def class_moments(
     backend: str = "auto",
     *,
     accumulate_dtype: torch.dtype = torch.float64,
+    input_precision: str = "ieee",
     check: bool | None = None,
 ) -> Moments:
     """Count, mean and centred scatter of every class (SLCA, arXiv 2303.05118, section 3.3). Not
@@ -40,6 +42,7 @@ def class_moments(
         labels_N: [N] integers in [0, num_classes), any order.
         num_classes: C >= 0.
         accumulate_dtype: float64 or float32, of the sums and of the returned mean and scatter.
+        input_precision: "ieee" or "tf32x3" (three tensor-core passes, float32's accuracy), of Triton's products.
         check: raise for labels out of range, which costs a synchronisation on CUDA; None: on the CPU only.
             Unchecked rows with labels out of range are left out.
 
@@ -54,8 +57,16 @@ def class_moments(
         low, high = (int(v) for v in torch.aminmax(labels_N))
         if low < 0 or high >= num_classes:
             raise ValueError(f"labels_N must lie in [0, {num_classes}), got {low if low < 0 else high}")
-    chosen = choose_backend("class_moments", backend, features_ND.device)
-    return Moments(*_class_moments(features_ND.detach(), labels_N, num_classes, chosen, accumulate_dtype))
+    if input_precision not in ("ieee", "tf32x3"):
+        raise ValueError(f"input_precision must be 'ieee' or 'tf32x3', got {input_precision!r}")
+    wide = torch.float64 in (accumulate_dtype, features_ND.dtype)
+    chosen = choose_backend(
+        "class_moments", backend, features_ND.device,
+        triton=triton_runtime.why_not(features_ND.device.type)
+        or ("it accumulates in float32; float64 takes the reference" if wide else None),
+    )
+    return Moments(*_class_moments(features_ND.detach(), labels_N, num_classes, chosen, accumulate_dtype,
+                                   input_precision))
 
 
 def _validate(features_ND: Tensor, labels_N: Tensor, num_classes: int, accumulate_dtype: torch.dtype) -> None:
@@ -77,15 +88,20 @@ def _validate(features_ND: Tensor, labels_N: Tensor, num_classes: int, accumulat
 
 @torch.library.custom_op("slca_fast::class_moments", mutates_args=())
 def _class_moments(
-    features_ND: Tensor, labels_N: Tensor, num_classes: int, backend: str, accumulate_dtype: torch.dtype
+    features_ND: Tensor, labels_N: Tensor, num_classes: int, backend: str, accumulate_dtype: torch.dtype,
+    input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "triton":
+        from slca_fast.kernels.class_moments.triton_kernel import class_moments_triton
+
+        return class_moments_triton(features_ND, labels_N, num_classes, input_precision)
     assert backend == "reference", backend
     with torch.autocast(features_ND.device.type, enabled=False):
         return class_moments_reference(features_ND, labels_N, num_classes, accumulate_dtype)
 
 
 @_class_moments.register_fake
-def _(features_ND, labels_N, num_classes, backend, accumulate_dtype):
+def _(features_ND, labels_N, num_classes, backend, accumulate_dtype, input_precision):
     dim = features_ND.shape[1]
     return (features_ND.new_empty(num_classes, dtype=torch.int64),
             features_ND.new_empty(num_classes, dim, dtype=accumulate_dtype),
@@ -119,22 +135,28 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     ):
         features_ND = torch.randn(num_rows, dim, generator=generator) + 3
         labels_N = (torch.randint(0, max(num_classes, 1), (num_rows,), generator=generator) ** 2) % num_classes
-        yield Sample(f"{label}-{num_rows}x{dim}x{num_classes}",
-                     (features_ND.to(device, dtype), labels_N.to(device), num_classes))
+        args = (features_ND.to(device, dtype), labels_N.to(device), num_classes)
+        for accumulate_dtype in (torch.float32, torch.float64):
+            if torch.promote_types(dtype, accumulate_dtype) == accumulate_dtype:
+                short = str(accumulate_dtype).removeprefix("torch.")
+                yield Sample(f"{label}-{num_rows}x{dim}x{num_classes}-{short}", args,
+                             {"accumulate_dtype": accumulate_dtype})
 
 
 def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for num_classes, per_class, dim in ((20, 120, 768), *(((1000, 500, 768),) if device.type == "cuda" else ())):
         features_ND = torch.randn(num_classes * per_class, dim, device=device, dtype=dtype)
         labels_N = torch.arange(num_classes, device=device).repeat(per_class)
-        yield Sample(f"{num_classes}x{per_class}x{dim}", (features_ND, labels_N, num_classes))
+        for accumulate_dtype in (torch.float32, torch.float64):
+            yield Sample(f"{num_classes}x{per_class}x{dim} {accumulate_dtype}", (features_ND, labels_N, num_classes),
+                         {"accumulate_dtype": accumulate_dtype})
 
 
 register(OpSpec(
     name="class_moments",
     function=class_moments,
     reference=class_moments_reference,
-    backends={"cpu": ("reference",), "cuda": ("reference",)},
+    backends={"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
     samples=_samples,
     benchmark_samples=_benchmark_samples,
     bytes_moved=lambda s: s.args[0].nbytes + s.args[2] * s.args[0].shape[1] ** 2 * 8,
