@@ -23,9 +23,8 @@ inline UIntV load_levels(const uint8_t* p) {
 #elif defined(__AVX2__)
   return bits<UIntV>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 #else
-  UIntV v;
-  for (int i = 0; i < kLanes; ++i) v[i] = p[i];
-  return v;
+  typedef uint8_t Lanes __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(load<Lanes>(p), UIntV);
 #endif
 }
 
