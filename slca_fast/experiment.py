@@ -24,6 +24,7 @@ from slca_fast.files import replace_json, replace_text
 from slca_fast.gaussians import ClassGaussians
 from slca_fast.model.backbone import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
+from slca_fast.ops.registry import automatic_backends
 from slca_fast.optim import optimizer_backend
 from slca_fast.presets import method_of
 from slca_fast.progress import Observer
@@ -304,7 +305,12 @@ class Experiment:
             **{f"heads.{k}": v for k, v in self.classifier.state_dict().items()},
             **{f"gaussians.{k}": v for k, v in self.gaussians.state_tensors().items()},
         }
-        backends = {"data": self.stream.backend, "optimizer": optimizer_backend(config.optim.name, self.device)}
+        ops = automatic_backends(self.device)
+        backends = {
+            "data": self.stream.backend,
+            "optimizer": optimizer_backend(config.optim.name, self.device),
+            **{name: backend for name, (backend, _) in ops.items()},
+        }
         facts = {
             "preset": self.preset,
             "method": method_of(self.preset),
@@ -318,7 +324,7 @@ class Experiment:
             "train_images_per_second": self.trained_images / train_seconds if train_seconds else 0.0,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "backends": backends,
-            "backend_reasons": {"data": self.stream.reason},
+            "backend_reasons": {"data": self.stream.reason, **{name: why for name, (_, why) in ops.items()}},
             "versions": versions(),
             "device": device_description(self.device),
             "cpu_threads": torch.get_num_threads(),

@@ -78,13 +78,6 @@ def _importable(module: str, use: str, otherwise: str = "not installed") -> str:
 
 
 def _ops(device: torch.device) -> dict[str, str]:
-    from slca_fast.kernels import native
-    from slca_fast.ops.registry import all_ops
+    from slca_fast.ops.registry import automatic_backends
 
-    rows = {}
-    for name, spec in sorted(all_ops().items()):
-        order = spec.backends.get(device.type, ("reference",))
-        usable = [b for b in order if b != "native" or native.available()]
-        out = [f"{b} is out: {native.why_not()}" for b in order if b not in usable]
-        rows[name] = "; ".join([f"{usable[0]} (of {', '.join(order)})", *out])
-    return rows
+    return {name: f"{backend} ({why})" for name, (backend, why) in automatic_backends(device).items()}

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from slca_fast.kernels import native
+
 BACKENDS = ("auto", "reference", "triton", "native")
 
 
@@ -86,3 +88,14 @@ def all_ops() -> dict[str, OpSpec]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{__package__}.{module.name}")
     return REGISTRY
+
+
+def automatic_backends(device: torch.device) -> dict[str, tuple[str, str]]:
+    """What ``auto`` takes for every op on ``device``, and in words why nothing that is preferred."""
+    chosen = {}
+    for name, spec in sorted(all_ops().items()):
+        order = spec.backends.get(device.type, ("reference",))
+        usable = [b for b in order if b != "native" or native.available()]
+        missing = "" if "native" not in order or native.available() else f"; native is out: {native.why_not()}"
+        chosen[name] = (usable[0], f"first of {', '.join(order)}{missing}")
+    return chosen
