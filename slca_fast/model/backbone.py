@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError
+from slca_fast.model import fast_vit
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 
@@ -28,13 +29,17 @@ class Backbone(nn.Module):
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
         self.vit = vit
+        self.plain_reason = fast_vit.why_not(vit)
+        """Why timm's own forward runs instead of the one with a class-token-only last block; None if it does not."""
 
     @property
     def feature_dim(self) -> int:
         return self.vit.num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.vit.forward_head(self.vit.forward_features(images), pre_logits=True)
+        if self.plain_reason is None:
+            return fast_vit.class_token_features(self.vit, images)
+        return fast_vit.plain_features(self.vit, images)
 
 
 def build_backbone(config: ModelConfig, image_size: int, seed: int) -> Backbone:
