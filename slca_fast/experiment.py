@@ -40,6 +40,7 @@ from slca_fast.resume import (
 from slca_fast.run_folder import RunFolder
 from slca_fast.summary import write_results
 from slca_fast.tasks import TaskPlan, plan_tasks
+from slca_fast.tracking import open_trackers
 from slca_fast.train import EpochReport, Stage1, Stopped
 
 PHASES = ("stage1", "statistics", "alignment", "evaluation", "data", "compile")
@@ -106,6 +107,7 @@ class Experiment:
         self.position = Position(0, 0, 0, 0.0)
         self.optimizer_state: dict[str, Tensor] | None = None
         self.folder = RunFolder(Path(config.output), resume)
+        self.folder.trackers = open_trackers(config.track, self.folder.path, config_to_dict(config))
         self.saved_at = time.monotonic()
         self.stream = Stream(self.dataset, self.plan, config.data, config.optim.batch_size, self.device)
         if resume:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from slca_fast.checkpoint import newest_valid, write_snapshot
 from slca_fast.errors import UserError
+from slca_fast.tracking import Tracker, numbers_of
 
 METRICS = "metrics.jsonl"
 _POSITION = re.compile(r"task-(\d+)-epoch-(\d+)-step-(\d+)$")
@@ -77,12 +78,18 @@ class RunFolder:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
         self.checkpoints.mkdir(exist_ok=True)
+        self.trackers: list[Tracker] = []
+        self._num_logged = 0
         self._metrics = open(path / METRICS, "ab")  # noqa: SIM115 - held until close
 
     def log(self, event: str, **fields: Any) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl, and its numbers to the trackers."""
         self._metrics.write((json.dumps({"event": event, **fields}) + "\n").encode())
         self._metrics.flush()
+        if event in ("epoch", "align", "task"):
+            self._num_logged += 1
+            for tracker in self.trackers:
+                tracker.log(numbers_of(event, fields), self._num_logged)
 
     @property
     def metrics_bytes(self) -> int:
@@ -92,6 +99,8 @@ class RunFolder:
         """Drops what was logged after the checkpoint that a resumed run continues from."""
         self._metrics.truncate(num_bytes)
         self._metrics.seek(0, os.SEEK_END)
+        with open(self.path / METRICS, "rb") as file:
+            self._num_logged = sum(json.loads(line)["event"] in ("epoch", "align", "task") for line in file)
 
     @property
     def frozen(self) -> Path:
@@ -127,5 +136,7 @@ class RunFolder:
         return path
 
     def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
         self._metrics.close()
         self._lock.close()

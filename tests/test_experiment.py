@@ -173,3 +173,18 @@ def test_resume_refuses_other_images(finished, tmp_path) -> None:
     other = write_images(tmp_path / "other", seed=1)
     with pytest.raises(UserError, match="--data.root: the images are not those"):
         run(tiny_config(other, output, *SIZES), preset="demo", resume=True)
+
+
+def test_tensorboard_gets_the_same_numbers(images, tmp_path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    output = tmp_path / "run"
+    summary = run(tiny_config(images, output, "--tasks.sizes", "[2,2]", "--track.tensorboard", "true"), preset="demo")
+    events = accumulator.EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("task/accuracy")] == pytest.approx(summary["accuracy_curve"], abs=1e-4)
+    assert len(events.Scalars("epoch/lr/head")) == 4
+
+
+def test_a_tracker_that_is_not_installed_is_named(images, tmp_path) -> None:
+    with pytest.raises(UserError, match="--track.wandb true: the package wandb is not installed"):
+        run(tiny_config(images, tmp_path / "run", "--track.wandb", "true"), preset="demo")
