@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..triton_runtime import wrap
 
-BLOCK_ROWS = 32
+MEAN_ROWS, MEAN_COLUMNS = 32, 64
 INPUT_PRECISIONS = ("ieee", "tf32x3")
 
 
@@ -91,9 +91,9 @@ def class_moments_fwd_kernel(
             tl.store(base + column_j[:, None] * dim + column_i[None, :], tl.trans(total), mask=tl.trans(mask))
 
 
-def tile_shape(dim: int) -> tuple[int, int]:
-    """Side of a tile and warps per program for [dim, dim] scatters."""
-    return (128, 8) if dim > 256 else (64, 4) if dim > 32 else (16, 4)
+def tile_shape(dim: int) -> tuple[int, int, int]:
+    """Side of a tile, rows per step and warps for [dim, dim] scatters: the largest that stay in registers."""
+    return (128, 16, 8) if dim > 256 else (64, 32, 4) if dim > 32 else (16, 32, 4)
 
 
 def class_moments_triton(
@@ -114,13 +114,14 @@ def class_moments_triton(
     correction_CD = torch.empty_like(mean_CD)
     scatter_CDD = mean_CD.new_empty(num_classes, dim, dim)
     if mean_CD.numel():
-        tile, num_warps = tile_shape(dim)
+        tile, num_rows, num_warps = tile_shape(dim)
         row_stride = features_ND.stride(0)
-        wrap(class_moments_mean_kernel)[(num_classes * triton.cdiv(dim, 64),)](
-            features_ND, order_N, offset_C1, mean_CD, correction_CD, row_stride, dim, ROWS=BLOCK_ROWS, COLUMNS=64
-        )
+        wrap(class_moments_mean_kernel)[(num_classes * triton.cdiv(dim, MEAN_COLUMNS),)](
+            features_ND, order_N, offset_C1, mean_CD, correction_CD, row_stride, dim,
+            ROWS=MEAN_ROWS, COLUMNS=MEAN_COLUMNS,
+        )  # fmt: skip
         wrap(class_moments_fwd_kernel)[(num_classes * triton.cdiv(dim, tile) ** 2,)](
             features_ND, order_N, offset_C1, mean_CD, correction_CD, scatter_CDD, row_stride, dim,
-            ROWS=BLOCK_ROWS, TILE=tile, PRECISION=input_precision, num_warps=num_warps,
+            ROWS=num_rows, TILE=tile, PRECISION=input_precision, num_warps=num_warps,
         )  # fmt: skip
     return offset_C1.diff(), mean_CD + correction_CD, scatter_CDD
