@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from slca_fast.kernels import native
+
 from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
 from slca_fast.ops.task_normalized_cross_entropy import task_normalized_cross_entropy
 
@@ -139,7 +139,8 @@ def cmake(build: Path, *options: str) -> None:
 def test_cores_under_sanitizers(tmp_path):
     cmake(tmp_path, "-DSLCA_NATIVE_TESTS=ON", "-DSLCA_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Debug",
           "-DCMAKE_CXX_FLAGS_DEBUG=-O1")  # fmt: skip
-    result = subprocess.run(["ctest", "--test-dir", str(tmp_path), "--output-on-failure"], capture_output=True, text=True)
+    ctest = ["ctest", "--test-dir", str(tmp_path), "--output-on-failure"]
+    result = subprocess.run(ctest, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
     assert "100% tests passed" in result.stdout
 
@@ -164,13 +165,11 @@ def test_wheel_builds_with_and_without_a_compiler(tmp_path, compiler):
     if compiler == "works" and not (shutil.which("c++") and shutil.which("cmake")):
         pytest.skip("no C++ compiler or CMake")
     source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".git", ".venv", "build", "runs", "_native", "*.egg-info", "__pycache__", ".hypothesis")
-    shutil.copytree(ROOT, source, ignore=ignore)
+    made_here = (".git", ".venv", "build", "runs", "_native", "*.egg-info", "__pycache__", ".hypothesis")
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*made_here))
     environment = os.environ | ({"CXX": "/bin/false"} if compiler == "fails" else {})
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", str(source), "--no-build-isolation", "--no-deps", "-q", "-w", str(tmp_path)],
-        check=True, env=environment, capture_output=True,
-    )  # fmt: skip
+    build = [sys.executable, "-m", "pip", "wheel", str(source), "--no-build-isolation", "--no-deps", "-q"]
+    subprocess.run([*build, "-w", str(tmp_path)], check=True, env=environment, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "slca_fast/kernels/symmetric_cross_entropy/reference.py" in names

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -59,13 +62,39 @@ inline FloatV load_floats(const BFloat16* p) {
   return bits<FloatV>(__builtin_convertvector(load<HalfV>(p), UIntV) << 16);
 }
 
-// The first n < kLanes elements, `fill` behind them.
+// The first n < kLanes elements, `fill` behind them; masked where the instruction set can.
 template <class T>
 inline FloatV load_some(const T* p, int64_t n, float fill) {
   float lanes[kLanes];
   for (int i = 0; i < kLanes; ++i) lanes[i] = i < n ? to_float(p[i]) : fill;
   return load<FloatV>(lanes);
 }
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+inline FloatV load_some(const float* p, int64_t n, float fill) {
+  const __mmask16 live = static_cast<__mmask16>((1u << n) - 1);
+  return bits<FloatV>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), live, p));
+}
+inline FloatV load_some(const BFloat16* p, int64_t n, float fill) {
+  const __mmask16 live = static_cast<__mmask16>((1u << n) - 1);
+  const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(live, p)), 16);
+  return bits<FloatV>(_mm512_mask_blend_ps(live, _mm512_set1_ps(fill), _mm512_castsi512_ps(wide)));
+}
+inline void store_some(float* p, FloatV v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), bits<__m512>(v));
+}
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+}
+inline FloatV load_some(const float* p, int64_t n, float fill) {
+  const __m256i live = first_lanes(n);
+  const __m256 x = _mm256_maskload_ps(p, live);
+  return bits<FloatV>(_mm256_blendv_ps(_mm256_set1_ps(fill), x, _mm256_castsi256_ps(live)));
+}
+inline void store_some(float* p, FloatV v, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), bits<__m256>(v)); }
+#endif
 
 // Round to nearest even; a NaN stays a NaN.
 inline void store_floats(float* p, FloatV v) { store(p, v); }

@@ -109,7 +109,10 @@ bool row_loss(const slca::SymmetricCrossEntropy& args, int64_t row, float* scrat
     }
   else
     for (; i + kLanes <= num_classes; i += kLanes) store_floats(gradient + i, load_floats(scratch + i) * above_v);
-  for (; i < num_classes; ++i) store_float(gradient + i, scratch[i] * (scratch[i] < threshold ? below : above));
+  if (i < num_classes) {
+    const FloatV e = load_some(scratch + i, num_classes - i, 0.0f);
+    store_some(gradient + i, e * (e < threshold ? below_v : above_v), num_classes - i);
+  }
   // p_y - 1 as minus the sum of the others: no cancellation when p_y is close to 1
   store_float(gradient + label, static_cast<float>(
       -factor * (args.ce_weight * others.sum + args.reverse_weight * kept_share * e_label)));

@@ -8,8 +8,8 @@ SLCA_API int slca_task_normalized_cross_entropy(const void* logits, int64_t logi
                                                 float* loss, void* gradient, int64_t num_rows, int64_t num_classes,
                                                 int64_t num_tasks, double temperature, double norm_floor,
                                                 int num_threads) {
-  const slca::TaskNormalizedCrossEntropy args{logits,      logits_stride, target,      scale,      task_sizes, loss, gradient,
-                                              num_classes, num_tasks,     temperature, norm_floor};
+  const slca::TaskNormalizedCrossEntropy args{logits,   logits_stride, target,    scale,       task_sizes, loss,
+                                              gradient, num_classes,   num_tasks, temperature, norm_floor};
   const auto row_function = is_bfloat16 ? SLCA_BEST(task_normalized_cross_entropy_row_bfloat16)
                                         : SLCA_BEST(task_normalized_cross_entropy_row_float);
   return slca::parallel_rows(num_rows, num_classes + num_tasks, num_threads,

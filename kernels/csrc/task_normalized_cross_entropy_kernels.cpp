@@ -94,7 +94,10 @@ bool row_loss(const slca::TaskNormalizedCrossEntropy& args, int64_t row, float* 
     int64_t i = start;
     for (; i + kLanes <= stop; i += kLanes)
       store_floats(gradient + i, load_floats(scratch + i) * share - load_floats(z + i) * pull);
-    for (; i < stop; ++i) store_float(gradient + i, scratch[i] * share - to_float(z[i]) * pull);
+    if (i < stop) {
+      const FloatV e = load_some(scratch + i, stop - i, 0.0f), x = load_some(z + i, stop - i, 0.0f);
+      store_some(gradient + i, e * share - x * pull, stop - i);
+    }
     if (label >= start && label < stop)  // p_y - 1 as minus the sum of the others
       store_float(gradient + label, static_cast<float>(-factor * others.sum / total) - z_label * pull);
     start = stop;

@@ -29,7 +29,7 @@ def symmetric_cross_entropy_reference(
     row_weight_B: torch.Tensor | None = None,
     ignore_index: int = -100,
 ) -> torch.Tensor:
-    """The loss as the paper writes it, in the dtype of ``logits_BC``, differentiated by autograd: the truth of tests."""
+    """The loss as the paper writes it, in the dtype of ``logits_BC``, for autograd: the truth of tests."""
     weight_B = (target_B != ignore_index).to(logits_BC.dtype)
     if row_weight_B is not None:
         weight_B = weight_B * row_weight_B.to(weight_B.dtype)

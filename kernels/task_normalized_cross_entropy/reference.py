@@ -19,7 +19,7 @@ NORM_FLOOR = 1e-7
 def task_normalized_cross_entropy_reference(
     logits_BC: torch.Tensor, target_B: torch.Tensor, task_sizes: Sequence[int], temperature: float = 0.1
 ) -> torch.Tensor:
-    """The loss as the paper writes it, in the dtype of ``logits_BC``, differentiated by autograd: the truth of tests."""
+    """The loss as the paper writes it, in the dtype of ``logits_BC``, for autograd: the truth of tests."""
     norm_BK = torch.stack(
         [torch.linalg.vector_norm(z, dim=1) + NORM_FLOOR for z in logits_BC.split(list(task_sizes), dim=1)], dim=1
     )

@@ -1,4 +1,4 @@
-"""Symmetric cross-entropy over rows of logits (SLCA++, arXiv 2408.08295); kernels/symmetric_cross_entropy holds the equation."""
+"""Symmetric cross-entropy over rows of logits (SLCA++, arXiv 2408.08295); its reference.py holds the equation."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def symmetric_cross_entropy(
     """``ce_weight * CE + rce_weight * RCE`` with its exact gradient (clamps included).
 
     logits_BC: [B, C] float16, bfloat16, float32 or float64; computed in float32 (float64 in float64).
-    target_B: [B] integer labels in [0, C). Rows labelled ``ignore_index`` and rows of weight 0 are not looked at, so they
-        may hold anything; their gradient is 0.
+    target_B: [B] integer labels in [0, C). Rows labelled ``ignore_index`` and rows of weight 0 are not looked at,
+        so they may hold anything; their gradient is 0.
     row_weight_B: [B] floating point, a constant (it gets no gradient). "mean" is ``sum(w_i L_i) / sum(w_i)``; like
         torch's cross_entropy it is NaN when nothing is left to average.
     Returns [] ("mean", "sum") or [B] ("none") in the dtype of the logits, float32 under autocast.

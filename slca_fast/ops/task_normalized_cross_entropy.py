@@ -1,4 +1,4 @@
-"""Task-normalized cross-entropy over rows of logits (SLCA, arXiv 2303.05118); kernels/task_normalized_cross_entropy has the equation."""
+"""Task-normalized cross-entropy over rows of logits (SLCA, arXiv 2303.05118); its reference.py has the equation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def task_normalized_cross_entropy(
     *,
     check: bool = False,
 ) -> torch.Tensor:
-    """Mean cross-entropy of ``z / n / temperature``, n the mean norm of a row's logits by task; gradient flows through n.
+    """Mean cross-entropy of ``z / n / temperature``, n the mean over tasks of ||z_k||; gradient flows through n.
 
     logits_BC: [B, C] float16, bfloat16, float32 or float64; computed in float32 (float64 in float64).
     target_B: [B] integer labels in [0, C).
