@@ -151,6 +151,7 @@ def _as_array(values) -> np.ndarray:
 def _percent_axis(axes: Axes, lowest: float) -> None:
     bottom = max(0.0, 10 * np.floor((lowest - 4) / 10)) if np.isfinite(lowest) else 0.0
     axes.set_ylim(bottom, 102)
+    axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
