@@ -162,13 +162,25 @@ def test_cache_decodes_each_image_once(folder, monkeypatch):
 
     _, index, source = make(folder, "cache")
     decoded = []
-    real = cache.decode_expected
-    monkeypatch.setattr(cache, "decode_expected", lambda i, n, e: decoded.append(n) or real(i, n, e))
+    real = cache.decoded_pixels
+    monkeypatch.setattr(cache, "decoded_pixels", lambda i, n, e: decoded.append(n) or real(i, n, e))
     for epoch in range(3):
         order = P.epoch_order(5, 1, epoch, np.arange(index.num_images))
         run(source, np.array_split(order, 4), plan_of(index, "imagenet-r", epoch))
     assert sorted(decoded) == list(range(index.num_images))
     source.close()
+
+
+def test_decoders_of_plain_jpegs_agree(folder, monkeypatch):
+    """The cache holds the same bytes with torchvision's decoder and, once that is gone, with Pillow's."""
+    from slca_fast.data import jpeg
+
+    _, index, source = make(folder, "pillow")
+    source.close()
+    assert index.plain_N.sum() > 10
+    fast = [jpeg.decoded_pixels(index, i, False) for i in range(index.num_images)]
+    monkeypatch.setattr(jpeg, "_by_torchvision", lambda content: None)
+    assert all(np.array_equal(a, jpeg.decoded_pixels(index, i, False)) for i, a in enumerate(fast))
 
 
 def test_choice_is_explained(folder):

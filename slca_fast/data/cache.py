@@ -19,7 +19,8 @@ from slca_fast.config import DataConfig
 from slca_fast.data.batch import Batch, PlanOf, RuntimeProblems, Source, make_batch
 from slca_fast.data.images import BadImage
 from slca_fast.data.index import ImageIndex
-from slca_fast.data.pillow import decode_expected, num_threads
+from slca_fast.data.jpeg import decoded_pixels
+from slca_fast.data.pillow import num_threads
 from slca_fast.data.plan import AugmentPlan
 from slca_fast.ops.augment import augment
 
@@ -75,6 +76,7 @@ class CacheSource:
         capacity = min(capacity, int(self._bytes_N.sum()))
         # Host pages are taken only when written, so a large buffer costs what it holds.
         self._buffer_U8 = torch.empty(capacity, dtype=torch.uint8, device=device)
+        self._host_U8 = self._buffer_U8.numpy() if self._buffer_U8.device.type == "cpu" else None
         self._offset_N = np.full(index.num_images, _NOT_HELD, dtype=np.int64)
         self._used, self._num_open = 0, 0
         self._pool = ThreadPoolExecutor(num_threads(config), thread_name_prefix="cache")
@@ -115,7 +117,7 @@ class CacheSource:
         """See batch.Source."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._streaming.close()
-        self._buffer_U8 = self._buffer_U8[:0].clone()
+        self._buffer_U8, self._host_U8 = self._buffer_U8[:0].clone(), None
         self._offset_N[:] = _NOT_HELD
         self._used = 0
 
@@ -146,12 +148,11 @@ class CacheSource:
             started[sample_id] = self._pool.submit(self._decode, sample_id, offset)
         return started
 
-    def _decode(self, sample_id: int, offset: int) -> torch.Tensor | None:
-        image = decode_expected(self._index, sample_id, self._config.exif_orientation)
-        pixels = torch.from_numpy(np.array(image).reshape(-1))
-        if self._buffer_U8.device.type == "cuda":
+    def _decode(self, sample_id: int, offset: int) -> np.ndarray | None:
+        pixels = decoded_pixels(self._index, sample_id, self._config.exif_orientation)
+        if self._host_U8 is None:
             return pixels
-        self._buffer_U8[offset : offset + len(pixels)] = pixels
+        self._host_U8[offset : offset + len(pixels)] = pixels
         return None
 
     def _hold(self, decoding: dict[int, Future]) -> None:
@@ -164,7 +165,7 @@ class CacheSource:
             else:
                 if pixels is not None:
                     offset = self._offset_N[sample_id]
-                    self._buffer_U8[offset : offset + len(pixels)].copy_(pixels)
+                    self._buffer_U8[offset : offset + len(pixels)].copy_(torch.from_numpy(pixels))
             del decoding[sample_id]
 
     def _abandon(self, decoding: Iterable[dict[int, Future]]) -> None:

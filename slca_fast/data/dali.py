@@ -20,7 +20,7 @@ from slca_fast.config import DataConfig
 from slca_fast.data.batch import Batch, PlanOf, RuntimeProblems, make_batch
 from slca_fast.data.images import JPEG_END, BadImage, decode_rgb
 from slca_fast.data.index import ImageIndex
-from slca_fast.data.pillow import decode_expected, fill_normalised, num_threads, render, require_size
+from slca_fast.data.pillow import decode_expected, fill_normalised, is_plain_jpeg, num_threads, render, require_size
 from slca_fast.data.plan import AugmentPlan
 from slca_fast.data.recipes import RECIPES
 from slca_fast.errors import UserError
@@ -124,8 +124,7 @@ class DaliSource:
         return np.frombuffer(b"P6 %d %d 255\n" % image.size + image.tobytes(), dtype=np.uint8)
 
     def _sees_whole_file(self, sample_id: int) -> bool:
-        rotated = self._config.exif_orientation and self._index.orientation_N[sample_id] != 1
-        return bool(self._index.plain_N[sample_id]) and not rotated
+        return is_plain_jpeg(self._index, sample_id, self._config.exif_orientation)
 
     def _feed(self, request: _Request, largest: int) -> _Request:
         size = request.plan.size

@@ -51,6 +51,11 @@ def decode_expected(index: ImageIndex, sample_id: int, exif_orientation: bool) -
     return image
 
 
+def is_plain_jpeg(index: ImageIndex, sample_id: int, exif_orientation: bool) -> bool:
+    """Whether other JPEG decoders give Pillow's pixels: grey or RGB, and not to be rotated."""
+    return bool(index.plain_N[sample_id]) and not (exif_orientation and index.orientation_N[sample_id] != 1)
+
+
 def require_size(index: ImageIndex, sample_id: int, width: int, height: int) -> None:
     """BadImage unless a decoder's size is the one the plan was made for."""
     expected = (int(index.width_N[sample_id]), int(index.height_N[sample_id]))
