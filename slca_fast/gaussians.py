@@ -343,14 +343,12 @@ class ClassGaussians:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ClassGaussians:
-        """Reads what ``save`` wrote. Raises: ValueError naming the path for any damaged or foreign file."""
+        """Reads what ``save`` wrote. Raises: ValueError naming the path for a damaged or foreign file."""
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        except FileNotFoundError:
-            raise
-        except Exception as error:
+        except (safetensors.SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
         header_text = metadata.get("gaussians", "")
         if metadata.get("sha256") != _checksum(tensors, header_text):

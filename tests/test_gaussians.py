@@ -185,7 +185,7 @@ def test_select_keeps_ids():
     gaussians.factorize()
     part = gaussians.select(2, 4)
     assert part.counts.tolist() == [0, 0, *gaussians.counts[2:4].tolist()]
-    ours, labels = part.sample(3, seed=1, classes=[2, 3])
+    ours, _ = part.sample(3, seed=1, classes=[2, 3])
     assert torch.equal(ours, gaussians.sample(3, seed=1, classes=[2, 3])[0])
     whole = gaussians.select(0, 2).extended(part).extended(gaussians.select(4, 5))
     torch.testing.assert_close(whole.sample(3, seed=1), gaussians.sample(3, seed=1))
