@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from slca_fast.report_comparison import RunGroup, group_runs, rows_of
@@ -28,14 +29,16 @@ class _Column:
     metric: str
     decimals: int
     higher_is_better: bool
+    shown: int = 2
+    """Decimals in the terminal."""
 
 
 _COLUMNS = (
     _Column("Last", "last_accuracy", 2, True),
     _Column("Inc", "average_incremental_accuracy", 2, True),
-    _Column("forgetting", "forgetting", 2, False),
-    _Column("train img/s", "train_images_per_second", 1, True),
-    _Column("seconds", "total_seconds", 1, False),
+    _Column("forgetting", "forgetting", 2, False, 1),
+    _Column("train img/s", "train_images_per_second", 1, True, 0),
+    _Column("seconds", "total_seconds", 1, False, 0),
 )
 
 
@@ -119,15 +122,17 @@ def comparison_rows(run_dirs: list[Path]) -> list[dict[str, Any]]:
 def comparison_table(run_dirs: list[Path]) -> Table:
     """The rows of :func:`comparison_rows` for the terminal: mean ± sample standard deviation over seeds."""
     groups, notes = group_runs(run_dirs)
-    table = Table(caption="\n".join(notes) or None, caption_justify="left")
-    table.add_column("method")
-    table.add_column("preset")
-    table.add_column("seeds", justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), caption="\n".join(notes) or None, caption_justify="left")
+    rows = rows_of(groups)
+    # Presets are told only where two rows have the same method: eighty columns must do.
+    told = len({row["method"] for row in rows}) < len(rows)
+    table.add_column("preset" if told else "method", no_wrap=True)
+    table.add_column("n", justify="right")
     for column in _COLUMNS:
-        table.add_column(column.heading, justify="right", no_wrap=True)
-    for row in rows_of(groups):
-        cells = [_mean_std(row, column) for column in _COLUMNS]
-        table.add_row(*(_plain(text) for text in (row["method"], row["preset"], row["num_runs"], *cells)))
+        table.add_column(column.heading.removeprefix("train "), justify="right", no_wrap=True)
+    for row in rows:
+        cells = [_mean_std(row, replace(column, decimals=min(column.decimals, column.shown))) for column in _COLUMNS]
+        table.add_row(*(_plain(text) for text in (row["preset" if told else "method"], row["num_runs"], *cells)))
     return table
 
 
