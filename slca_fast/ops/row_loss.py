@@ -63,6 +63,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
     # Held outside save_for_backward so that the backward can give it away instead of copying it.
     ctx.gradient_BC = output[1].detach() if with_gradient else None
     ctx.mark_non_differentiable(output[1])
+    # Or autograd would hand the backward a gradient of zeros, as large as the logits, for output[1].
+    ctx.set_materialize_grads(False)
     ctx.num_inputs = len(inputs)
 
 
