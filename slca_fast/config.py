@@ -268,6 +268,8 @@ class RuntimeConfig:
     """Arithmetic of the backbone; auto: bf16 on CUDA, fp32 on the CPU."""
     compile: bool | None = None
     """torch.compile the training step; none: on for CUDA, off on the CPU."""
+    attention: Literal["auto", "sdpa", "bmm", "cudnn", "flash"] = "auto"
+    """Attention implementation; auto: sdpa in fp32, in bf16 the fastest of a short measurement, kept in a file."""
     num_threads: int | None = None
     """CPU threads of torch; none: torch's default."""
 

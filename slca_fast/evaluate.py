@@ -12,10 +12,9 @@ from torch import Tensor
 
 from slca_fast.data.stream import ImageSet
 from slca_fast.gaussians import ClassGaussians
-from slca_fast.model.backbone import Backbone
+from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.head import LinearClassifier
 from slca_fast.tasks import TaskPlan
-from slca_fast.train import autocast
 
 TOP_K = 5
 

@@ -18,10 +18,18 @@ from slca_fast.config import Config
 from slca_fast.config_file import config_to_dict, config_to_yaml
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import ImageSet, Stream
-from slca_fast.environment import device_description, peak_memory_bytes, pick_device, pick_precision, versions
+from slca_fast.environment import (
+    device_description,
+    peak_memory_bytes,
+    pick_compile,
+    pick_device,
+    pick_precision,
+    versions,
+)
 from slca_fast.evaluate import TaskResult, evaluate, extract_features, measure_classes
 from slca_fast.files import replace_json, replace_text
 from slca_fast.gaussians import ClassGaussians
+from slca_fast.model.attention import choose_attention
 from slca_fast.model.backbone import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.ops.registry import automatic_backends
@@ -97,6 +105,8 @@ class Experiment:
             config.tasks, len(self.dataset.class_names), config.seed, len(self.dataset.train.domain_names) or 1
         )
         self.backbone = build_backbone(config.model, config.data.image_size, config.seed).to(self.device)
+        self.compiled = pick_compile(config.runtime.compile, self.device)
+        self._choose_fast_path()
         self.classifier = Classifier(self.backbone.feature_dim)
         self.gaussians = ClassGaussians(self.backbone.feature_dim, ridge=config.align.ridge)
         self.aligned: LinearClassifier | None = None
@@ -118,6 +128,7 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """The main loop of the paper."""
+        self._compile()
         for task in range(self.position.task, self.plan.num_tasks):
             head = self._head_of(task)
             self._train(head, self.stream.train(task), task)
@@ -127,6 +138,21 @@ class Experiment:
             self.results.append(self._evaluate(self.stream.seen_test(task)))
             self._finish(task)
         return self._write_summary("complete")
+
+    def _choose_fast_path(self) -> None:
+        config = self.config
+        self.backbone.use_attention(
+            choose_attention(
+                self.backbone.vit, self.device, self.precision, config.optim.batch_size, config.runtime.attention
+            )
+        )
+        if self.compiled:
+            self.backbone.use_compiler(config.optim.batch_size)
+
+    def _compile(self) -> None:
+        if self.compiled and self.position.task < self.plan.num_tasks:
+            with self._phase("compile"):
+                self.backbone.warm_up(self.config.data.image_size, self.precision)
 
     def close(self) -> None:
         """Gives back the data backends and the folder's lock."""
@@ -311,6 +337,9 @@ class Experiment:
         backends = {
             "data": self.stream.backend,
             "optimizer": optimizer_backend(config.optim.name, self.device),
+            "attention": self.backbone.attention.name,
+            "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
+            "compile": "torch.compile" if self.compiled else "off",
             **{name: backend for name, (backend, _) in ops.items()},
         }
         facts = {
@@ -326,7 +355,13 @@ class Experiment:
             "train_images_per_second": self.trained_images / train_seconds if train_seconds else 0.0,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "backends": backends,
-            "backend_reasons": {"data": self.stream.reason, **{name: why for name, (_, why) in ops.items()}},
+            "backend_reasons": {
+                "data": self.stream.reason,
+                "attention": self.backbone.attention.reason,
+                "last block": self.backbone.plain_reason or "exact; the model reads only its class token",
+                "compile": "asked for" if config.runtime.compile is not None else "on for CUDA, off on the CPU",
+                **{name: why for name, (_, why) in ops.items()},
+            },
             "versions": versions(),
             "device": device_description(self.device),
             "cpu_threads": torch.get_num_threads(),

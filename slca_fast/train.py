@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from slca_fast.config import Config
 from slca_fast.data.batch import Batch
 from slca_fast.data.stream import ImageSet
-from slca_fast.model.backbone import Backbone
+from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
 from slca_fast.optim import learning_rate, make_optimizer, slow_learner_param_groups
 
@@ -153,8 +152,3 @@ class Stage1:
 
 def _step_seed(seed: int, task: int, epoch: int, step: int) -> int:
     return (((seed * 1009 + task) * 10007 + epoch) * 1000003 + step) % 2**63
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """bf16 autocast on ``device`` for precision "bf16"; nothing for "fp32"."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import timm
@@ -13,6 +15,7 @@ from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError
 from slca_fast.model import fast_vit
+from slca_fast.model.attention import AttentionChoice
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 
@@ -31,15 +34,61 @@ class Backbone(nn.Module):
         self.vit = vit
         self.plain_reason = fast_vit.why_not(vit)
         """Why timm's own forward runs instead of the one with a class-token-only last block; None if it does not."""
+        self.attention = AttentionChoice("sdpa", "torch's default")
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._num_rows = 0
 
     @property
     def feature_dim(self) -> int:
         return self.vit.num_features
 
     def forward(self, images: Tensor) -> Tensor:
+        with self.attention.context():
+            if self._compiled is None:
+                return self._features(images)
+            # One shape for every batch: a ragged one is padded with rows that nobody reads, so their gradient is 0.
+            missing = self._num_rows - len(images)
+            if missing < 0:
+                return self._features(images)
+            padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
+            return self._compiled(padded)[: len(images)]
+
+    def use_attention(self, choice: AttentionChoice) -> None:
+        """Makes every attention layer compute as chosen."""
+        choice.applied_to(self.vit)
+        self.attention = choice
+
+    def use_compiler(self, num_images: int) -> None:
+        """Compiles the forward pass (and its backward) at its next call, for batches of up to ``num_images``.
+
+        Heads stay outside, so a new head recompiles nothing.
+        """
+        self._compiled, self._num_rows = torch.compile(self._features, dynamic=False), num_images
+
+    def warm_up(self, image_size: int, precision: str) -> None:
+        """Compiles now, for training and for evaluation, on black images; leaves no gradient and no random number."""
+        device = next(self.parameters()).device
+        images = torch.zeros(self._num_rows, 3, image_size, image_size, device=device)
+        was_training = self.training
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for training in (True, False):
+                self.train(training)
+                with autocast(precision, device), torch.set_grad_enabled(training):
+                    features = self(images)
+                if features.requires_grad:
+                    features.sum().backward()
+        self.zero_grad(set_to_none=True)
+        self.train(was_training)
+
+    def _features(self, images: Tensor) -> Tensor:
         if self.plain_reason is None:
             return fast_vit.class_token_features(self.vit, images)
         return fast_vit.plain_features(self.vit, images)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """bf16 autocast on ``device`` for precision "bf16"; nothing for "fp32"."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def build_backbone(config: ModelConfig, image_size: int, seed: int) -> Backbone:

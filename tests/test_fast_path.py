@@ -1,0 +1,91 @@
+"""The choices of the fast path: attention, padding under the compiler, what a run says about them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from helpers import tiny_config, write_images
+
+from slca_fast.experiment import run
+from slca_fast.model import attention
+from slca_fast.model.attention import AttentionChoice, choose_attention
+from slca_fast.model.backbone import Backbone
+
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+CPU = torch.device("cpu")
+
+
+def vit() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", **TINY)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_fp32_is_never_measured(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "_measure", lambda *args: pytest.fail("measured"))
+    assert choose_attention(vit(), CPU, "fp32", 8).name == "sdpa"
+    assert choose_attention(vit(), CPU, "bf16", 8, "bmm") == AttentionChoice("bmm", "asked for")
+
+
+def test_bf16_is_measured_once_and_remembered(monkeypatch) -> None:
+    model = vit()
+    state = torch.get_rng_state()
+    first = choose_attention(model, CPU, "bf16", 8)
+    assert first.name in ("bmm", "sdpa") and "ms" in first.reason
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+    monkeypatch.setattr(attention, "_measure", lambda *args: {"bmm": 9.0, "sdpa": 9.0})
+    again = choose_attention(model, CPU, "bf16", 8)
+    assert again.name == first.name and "measured earlier" in again.reason
+
+
+def test_a_damaged_memory_is_measured_again(tmp_path) -> None:
+    path = tmp_path / "cache/slca_fast/attention.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[not json")
+    choice = choose_attention(vit(), CPU, "bf16", 8)
+    assert choice.name in json.loads(path.read_text()).values()
+
+
+@pytest.mark.parametrize("num_images", [3, 4])
+def test_padding_changes_neither_features_nor_gradients(monkeypatch, num_images: int) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
+    plain, padded = Backbone(vit().double()), Backbone(vit().double())
+    padded.load_state_dict(plain.state_dict())
+    padded.use_compiler(4)
+    images = torch.randn(num_images, 3, 16, 16, dtype=torch.float64)
+    upstream = torch.randn(num_images, 32, dtype=torch.float64)
+    results = []
+    for backbone in (plain, padded):
+        features = backbone(images)
+        features.backward(upstream)
+        results.append([features, *(p.grad for p in backbone.parameters())])
+    for ours, expected in zip(results[1], results[0]):
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_compiles_once_and_equals_the_eager_one(tmp_path) -> None:
+    images = write_images(tmp_path / "images")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    sizes = ("--tasks.sizes", "[2,1,1]")
+    compiled = run(tiny_config(images, tmp_path / "compiled", *sizes, "--runtime.compile", "true"), preset="demo")
+    # One graph for training and one for evaluation, whatever the heads and batches.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    eager = run(tiny_config(images, tmp_path / "eager", *sizes), preset="demo")
+    assert compiled["phase_seconds"]["compile"] > 0 and eager["phase_seconds"]["compile"] == 0
+    assert compiled["backends"]["compile"] == "torch.compile" and eager["backends"]["compile"] == "off"
+    assert compiled["last_accuracy"] == pytest.approx(eager["last_accuracy"], abs=10)
+    losses = []
+    for name in ("compiled", "eager"):
+        events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([e["loss"] for e in events if e["event"] == "epoch"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
