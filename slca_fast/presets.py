@@ -141,7 +141,7 @@ def demo(method: str = "slcapp") -> Config:
     return replace(
         base,
         tasks=tasks,
-        data=DataConfig(root=None, image_size=32, recipe="none"),
+        data=DataConfig(root=None, image_size=32, recipe="cub200"),
         model=replace(
             base.model,
             name="vit_tiny_patch16_224",
@@ -149,14 +149,12 @@ def demo(method: str = "slcapp") -> Config:
             checkpoint="embedded",
             kwargs={"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3},
         ),
-        # About 100 steps a task at a rate at which plain Seq FT forgets, as it does on the published streams.
         optim=replace(
             base.optim,
-            lr=0.03,
-            epochs=6,
+            epochs=5,
             batch_size=16,
-            milestones=(5,),
-            backbone_lr_scale=1.0 if method == "seqft" else 0.05,
+            milestones=(4,),
+            backbone_lr_scale=1.0 if method == "seqft" else 0.1,
         ),
     )
 
