@@ -102,7 +102,10 @@ class Experiment:
         self.dataset = load_dataset(config.data, observer.indexing)
         self.data_hash = data_sha256(self.dataset)
         self.plan: TaskPlan = plan_tasks(
-            config.tasks, len(self.dataset.class_names), config.seed, len(self.dataset.train.domain_names) or 1
+            len(self.dataset.class_names),
+            config.seed,
+            num_domains=len(self.dataset.train.domain_names) or 1,
+            **dataclasses.asdict(config.tasks),
         )
         self.backbone = build_backbone(config.model, config.data.image_size, config.seed).to(self.device)
         self.compiled = pick_compile(config.runtime.compile, self.device)

@@ -7,12 +7,12 @@ Heads, Gaussians and alignment work on labels; accuracy is counted on classes (`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from slca_fast.config import TasksConfig
 from slca_fast.errors import UserError
 
 
@@ -81,40 +81,49 @@ def class_order(num_classes: int, seed: int, shuffle: bool = True) -> tuple[int,
     return tuple(int(c) for c in np.random.RandomState(seed).permutation(num_classes))
 
 
-def task_sizes(config: TasksConfig, num_classes: int) -> tuple[int, ...]:
-    """Number of classes of every task.
+def task_sizes(num_classes: int, initial: int, increment: int, sizes: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Number of classes of every task: ``sizes`` when given, else ``initial``, then ``increment`` and the remainder.
 
     Raises UserError when the tasks do not fit the ``num_classes`` of the data set.
     """
-    if config.sizes is not None:
-        if sum(config.sizes) != num_classes:
+    if sizes is not None:
+        if sum(sizes) != num_classes:
             raise UserError(
-                f"--tasks.sizes {list(config.sizes)} sums to {sum(config.sizes)} but the data set has "
-                f"{num_classes} classes: make the sizes sum to {num_classes}"
+                f"--tasks.sizes {list(sizes)} sums to {sum(sizes)} but the data set has {num_classes} classes: "
+                f"make the sizes sum to {num_classes}"
             )
-        return config.sizes
-    if config.initial > num_classes:
+        return tuple(sizes)
+    if initial > num_classes:
         raise UserError(
-            f"--tasks.initial is {config.initial} but the data set has {num_classes} classes: "
-            f"give at most {num_classes}"
+            f"--tasks.initial is {initial} but the data set has {num_classes} classes: give at most {num_classes}"
         )
-    sizes = [config.initial]
-    while sum(sizes) < num_classes:
-        sizes.append(min(config.increment, num_classes - sum(sizes)))
-    return tuple(sizes)
+    made = [initial]
+    while sum(made) < num_classes:
+        made.append(min(increment, num_classes - sum(made)))
+    return tuple(made)
 
 
-def plan_tasks(config: TasksConfig, num_classes: int, seed: int, num_domains: int = 1) -> TaskPlan:
+def plan_tasks(
+    num_classes: int,
+    seed: int,
+    *,
+    scenario: str = "cil",
+    initial: int = 10,
+    increment: int = 10,
+    sizes: Sequence[int] | None = None,
+    shuffle: bool = True,
+    num_domains: int = 1,
+) -> TaskPlan:
     """The stream of a data set with ``num_classes`` classes (and ``num_domains`` domains).
 
-    In DIL every task brings all classes in one more domain, so the sizes are ``num_classes`` each and
-    ``tasks.initial``, ``tasks.increment`` and ``tasks.sizes`` do not apply.
+    The keywords are the keys of ``tasks`` in the configuration. In DIL every task brings all classes in one more
+    domain, so ``initial``, ``increment`` and ``sizes`` do not apply. Raises UserError for tasks that do not fit.
     """
-    order = class_order(num_classes, seed, config.shuffle)
-    if config.scenario == "dil":
+    order = class_order(num_classes, seed, shuffle)
+    if scenario == "dil":
         if num_domains < 2:
             raise UserError(
                 "--tasks.scenario dil needs a data set with domains: prepare one, or use --tasks.scenario cil"
             )
         return TaskPlan("dil", order, (num_classes,) * num_domains)
-    return TaskPlan("cil", order, task_sizes(config, num_classes))
+    return TaskPlan("cil", order, task_sizes(num_classes, initial, increment, sizes))
