@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -23,6 +25,7 @@ from slca_fast import files
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 FORMAT = 1
+_FILE_NAME = re.compile(r"[a-z_]+\.safetensors|state\.json")
 
 
 class BadSnapshot(Exception):
@@ -32,9 +35,15 @@ class BadSnapshot(Exception):
 def write_snapshot(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
     """Writes ``folder`` with one ``<key>.safetensors`` per entry of ``tensors`` and ``state`` as JSON.
 
-    Atomic: after a crash at any moment ``folder`` is complete or does not exist. Raises OSError when the disk does,
-    leaving nothing behind.
+    Atomic: after a crash at any moment ``folder`` is complete or does not exist; a valid snapshot that is there
+    already stays, a damaged one is replaced. Raises OSError when the disk does, leaving nothing behind.
     """
+    if folder.exists():
+        try:
+            read_snapshot(folder)
+            return folder
+        except BadSnapshot:
+            shutil.rmtree(folder, ignore_errors=True)
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -49,8 +58,6 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], st
         manifest["sha256"] = _digest_of(manifest)
         files.write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         files.sync_folder(temporary)
-        # Only a damaged or identical snapshot can stand here: nothing of value is lost if we crash in between.
-        shutil.rmtree(folder, ignore_errors=True)
         files.rename_durably(temporary, folder)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -69,27 +76,32 @@ def read_snapshot(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str,
             raise BadSnapshot(f"{folder} has format {manifest['format']}, this version reads {FORMAT}")
         payload = {}
         for name, entry in manifest["files"].items():
+            if not _FILE_NAME.fullmatch(name):
+                raise BadSnapshot(f"{folder / MANIFEST} names {name!r}, which no snapshot holds")
+            if (folder / name).stat().st_size != entry["bytes"]:
+                raise BadSnapshot(f"{folder / name} has another size than {entry['bytes']} bytes")
             data = (folder / name).read_bytes()
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise BadSnapshot(f"{folder / name} does not match its sha256")
             payload[name] = data
         state = json.loads(payload.pop(STATE))
+        tensors = {name.removesuffix(".safetensors"): load_tensors(data) for name, data in payload.items()}
     except OSError as error:
         raise BadSnapshot(f"{folder} cannot be read ({error.strerror}: {error.filename})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadSnapshot(f"{folder / MANIFEST} is damaged ({error})") from error
-    return {name.removesuffix(".safetensors"): load_tensors(data) for name, data in payload.items()}, state
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise BadSnapshot(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+    return tensors, state
 
 
-def newest_valid(folders: list[Path], report: Callable[[str], None]) -> Iterator[tuple[dict, dict]]:
-    """``(tensors, state)`` of the valid ones of ``folders``, newest (last) first; bad ones are reported."""
+def newest_valid(folders: list[Path], report: Callable[[str], None]) -> Iterator[tuple[Path, dict, dict]]:
+    """``(folder, tensors, state)`` of the valid ones of ``folders``, newest (last) first; bad ones are reported."""
     for folder in reversed(folders):
         try:
             tensors, state = read_snapshot(folder)
         except BadSnapshot as problem:
             report(f"checkpoint ignored: {problem}")
             continue
-        yield tensors, state
+        yield folder, tensors, state
 
 
 def weights_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from slca_fast.align import align
-from slca_fast.checkpoint import weights_sha256, write_snapshot
+from slca_fast.checkpoint import BadSnapshot, read_snapshot, weights_sha256, write_snapshot
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_dict, config_to_yaml
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import ImageSet, Stream
+from slca_fast.distributed import ALONE, Ranks
 from slca_fast.environment import (
     device_description,
     peak_memory_bytes,
@@ -26,10 +27,18 @@ from slca_fast.environment import (
     pick_precision,
     versions,
 )
-from slca_fast.evaluate import TaskResult, evaluate, extract_features, measure_classes
+from slca_fast.errors import UserError
+from slca_fast.evaluate import (
+    StoppedPass,
+    TaskResult,
+    evaluate,
+    extract_features,
+    measure_classes,
+    summary_metrics,
+)
 from slca_fast.files import replace_json, replace_text
 from slca_fast.gaussians import ClassGaussians
-from slca_fast.model.attention import choose_attention
+from slca_fast.model.attention import AttentionChoice, choose_attention
 from slca_fast.model.backbone import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.ops.registry import automatic_backends
@@ -41,16 +50,23 @@ from slca_fast.resume import (
     data_sha256,
     frozen_state,
     refuse_changes,
+    restore_frozen,
     restore_model,
     restore_optimizer,
+    saved_progress,
     snapshot_tensors,
+    trainable_state,
 )
 from slca_fast.run_folder import RunFolder
 from slca_fast.summary import write_results
 from slca_fast.tasks import TaskPlan, plan_tasks
 from slca_fast.tracking import open_trackers
-from slca_fast.train import EpochReport, Stage1, Stopped
+from slca_fast.train import EpochReport, NonFiniteLoss, Stage1, Stopped
 
+OUT_OF_MEMORY = (
+    "out of memory in {where}: lower --optim.batch_size, keep images elsewhere with --data.cache host (or off), "
+    "or compute with --runtime.precision bf16"
+)
 PHASES = ("stage1", "statistics", "alignment", "evaluation", "data", "compile")
 
 
@@ -69,15 +85,17 @@ def run(
     resume: bool = False,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Trains and evaluates the whole stream of ``config`` and returns its summary.
 
     Everything is written below ``config.output`` (default ``runs/<preset>-seed<seed>``). ``resume`` continues the
     newest valid checkpoint there. ``should_stop`` is asked between batches; when it says so a checkpoint is written
-    and Interrupted raised. Raises UserError for options and DataError for data that cannot be used, before anything
-    is written.
+    and Interrupted raised. ``ranks``: this process's place among several on the same run; all return the summary.
+    Raises UserError for options and DataError for data that cannot be used, before anything is written, and OSError
+    with the file's name when the disk fails; ``resume`` then goes on from the last checkpoint.
     """
-    experiment = Experiment(config, preset, resume, observer or Observer(), should_stop)
+    experiment = Experiment(config, preset, resume, observer or Observer(), should_stop, ranks)
     try:
         return experiment.run()
     finally:
@@ -88,19 +106,28 @@ class Experiment:
     """One run's values, from the configuration to the summary."""
 
     def __init__(
-        self, config: Config, preset: str, resume: bool, observer: Observer, should_stop: Callable[[], bool]
+        self,
+        config: Config,
+        preset: str,
+        resume: bool,
+        observer: Observer,
+        should_stop: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
         self.began = time.perf_counter()
+        self.ranks = ranks
         self.preset, self.observer, self.should_stop = preset, observer, should_stop
         self.config = config = dataclasses.replace(config, output=config.output or f"runs/{preset}-seed{config.seed}")
         self.folder: RunFolder | None = None
         self.stream: Stream | None = None
-        self.device = pick_device(config.runtime.device)
+        self.device = ranks.device(pick_device(config.runtime.device))
         self.precision = pick_precision(config.runtime.precision, self.device)
         if config.runtime.num_threads is not None:
             torch.set_num_threads(config.runtime.num_threads)
-        self.dataset = load_dataset(config.data, observer.indexing)
+        with ranks.first_before_others():
+            self.dataset = load_dataset(config.data, observer.indexing)
         self.data_hash = data_sha256(self.dataset)
+        ranks.require_same("images", self.data_hash)
         self.plan: TaskPlan = plan_tasks(
             len(self.dataset.class_names),
             config.seed,
@@ -119,10 +146,15 @@ class Experiment:
         self.trained_images = 0
         self.position = Position(0, 0, 0, 0.0)
         self.optimizer_state: dict[str, Tensor] | None = None
-        self.folder = RunFolder(Path(config.output), resume)
-        self.folder.trackers = open_trackers(config.track, self.folder.path, config_to_dict(config))
+        self.frozen_hash = weights_sha256(frozen_state(self.backbone))
+        if not ranks.alone:
+            ranks.require_same("weights", weights_sha256(self.backbone.state_dict()))
+        self.folder = RunFolder(Path(config.output), resume, owner=ranks.is_first)
+        if ranks.is_first:
+            self.folder.trackers = open_trackers(config.track, self.folder.path, config_to_dict(config))
         self.saved_at = time.monotonic()
-        self.stream = Stream(self.dataset, self.plan, config.data, config.optim.batch_size, self.device)
+        share = ranks.share_of_machine(config.data, self.device)
+        self.stream = Stream(self.dataset, self.plan, share, config.optim.batch_size, self.device)
         if resume:
             self._restore()
         else:
@@ -131,6 +163,8 @@ class Experiment:
 
     def run(self) -> dict[str, Any]:
         """The main loop of the paper."""
+        if self.position.task == self.plan.num_tasks:
+            return self._finished()
         self._compile()
         for task in range(self.position.task, self.plan.num_tasks):
             head = self._head_of(task)
@@ -142,15 +176,23 @@ class Experiment:
             self._finish(task)
         return self._write_summary("complete")
 
+    def _finished(self) -> dict[str, Any]:
+        summary = self.ranks.from_first(self.folder.summary)
+        return self._write_summary("complete") if summary is None else summary
+
     def _choose_fast_path(self) -> None:
         config = self.config
-        self.backbone.use_attention(
-            choose_attention(
-                self.backbone.vit, self.device, self.precision, config.optim.batch_size, config.runtime.attention
+        num_images = -(-config.optim.batch_size // self.ranks.size)
+        chosen = self.ranks.from_first(
+            lambda: dataclasses.astuple(
+                choose_attention(
+                    self.backbone.vit, self.device, self.precision, num_images, config.runtime.attention
+                )
             )
         )
+        self.backbone.use_attention(AttentionChoice(*chosen))
         if self.compiled:
-            self.backbone.use_compiler(config.optim.batch_size)
+            self.backbone.use_compiler(num_images)
 
     def _compile(self) -> None:
         if self.compiled and self.position.task < self.plan.num_tasks:
@@ -166,6 +208,8 @@ class Experiment:
             self.folder.close()
 
     def _begin_folder(self) -> None:
+        if not self.ranks.is_first:
+            return
         replace_text(self.folder.path / "config.yaml", config_to_yaml(self.config))
         replace_json(self.folder.path / "problems.json", [str(problem) for problem in self.dataset.problems])
         write_snapshot(self.folder.frozen, {"backbone": frozen_state(self.backbone)}, {})
@@ -178,7 +222,9 @@ class Experiment:
 
     def _train(self, head: nn.Linear, images: ImageSet, task: int) -> None:
         self.observer.task_started(task, self.plan.num_tasks, self.plan.sizes[task], images.num_images)
-        stage1 = Stage1(self.backbone, head, images, self.config, task, self.plan.offsets[task], self.precision)
+        stage1 = Stage1(
+            self.backbone, head, images, self.config, task, self.plan.offsets[task], self.precision, self.ranks
+        )
         if self.optimizer_state is not None:
             restore_optimizer(stage1.optimizer, self.optimizer_state)
             self.optimizer_state = None
@@ -192,12 +238,19 @@ class Experiment:
                 except Stopped as stop:
                     self._save(Position(task, stop.epoch, stop.step, stop.loss_sum), stage1.optimizer)
                     raise Interrupted(self.folder.path) from None
+                except torch.OutOfMemoryError as error:
+                    raise UserError(OUT_OF_MEMORY.format(where=f"stage 1 on {self.device}")) from error
             self.position = Position(task, epoch + 1, 0, 0.0)
             self._log_epoch(report, images)
             last = epoch + 1 == self.config.optim.epochs
-            if not last and time.monotonic() - self.saved_at >= 60 * self.config.checkpoint.every_minutes:
+            if not last and self._checkpoint_is_due():
                 self._save(self.position, stage1.optimizer)
         self._stop_here()
+
+    def _checkpoint_is_due(self) -> bool:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        # The clocks of several ranks differ; rank 0's counts.
+        return self.ranks.from_first(lambda: minutes >= self.config.checkpoint.every_minutes)
 
     def _log_epoch(self, report: EpochReport, images: ImageSet) -> None:
         self.seconds["stage1"] -= report.data_seconds
@@ -217,40 +270,66 @@ class Experiment:
         self.observer.epoch_finished(report, extra)
 
     def _accuracy_now(self, images: ImageSet) -> float:
-        features, labels = extract_features(self.backbone, images, self.precision)
+        features, labels = self._features(images)
         return evaluate(self.classifier.linear(), features, labels, self.plan).accuracy
 
     def _measure(self, images: ImageSet, task: int) -> ClassGaussians:
         self.observer.phase_started("statistics", images.num_images)
-        with self._phase("statistics"):
+        with self._phase("statistics"), self._saved_when_stopped():
             measured = measure_classes(
-                self.backbone, images, self.config.align.ridge, self.precision, self.observer.advanced
+                self.backbone,
+                images,
+                self.config.align.ridge,
+                self.precision,
+                self.observer.advanced,
+                self.ranks,
+                self.should_stop,
             )
             # Written once, for good; later checkpoints refer to it by task.
-            measured.save(self.folder.statistics(task))
+            self.folder.save_statistics(task, measured)
             measured.factorize()
         self._stop_here()
         return measured
 
     def _align(self, task: int) -> LinearClassifier:
         self.observer.phase_started("alignment", 0)
-        with self._phase("alignment"):
+        def after_epoch(epoch: int, loss: float) -> None:
+            self.folder.log("align", task=task, epoch=epoch, loss=loss)
+            if self.ranks.any(self.should_stop()):
+                raise StoppedPass
+
+        with self._phase("alignment"), self._saved_when_stopped():
             aligned = align(
                 self.classifier.linear(),
                 self.gaussians,
                 self.config.align,
                 self.config.optim.weight_decay,
                 self.config.seed,
-                lambda epoch, loss: self.folder.log("align", task=task, epoch=epoch, loss=loss),
+                after_epoch,
+            )
+            # Computed alike everywhere; but not every kernel promises the same bits on every device.
+            self.ranks.copy_from_first([aligned.weight_CD, aligned.bias_C])
+        if not (aligned.weight_CD.isfinite().all() and aligned.bias_C.isfinite().all()):
+            raise UserError(
+                f"the aligned classifier of task {task + 1} holds NaN or infinity: lower --align.lr, or raise "
+                f"--align.temperature or --align.ridge"
             )
         self._stop_here()
         return aligned
 
     def _evaluate(self, images: ImageSet) -> TaskResult:
         self.observer.phase_started("evaluation", images.num_images)
-        with self._phase("evaluation"):
-            features, labels = extract_features(self.backbone, images, self.precision, self.observer.advanced)
+        with self._phase("evaluation"), self._saved_when_stopped():
+            features, labels = self._features(images, self.observer.advanced, self.should_stop)
             return evaluate(self.aligned, features, labels, self.plan)
+
+    def _features(
+        self,
+        images: ImageSet,
+        on_step: Callable[[int], None] = lambda num_images: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[Tensor, Tensor]:
+        return extract_features(self.backbone, images, self.precision, on_step, self.ranks, should_stop)
 
     def _finish(self, task: int) -> None:
         result = self.results[-1]
@@ -270,18 +349,33 @@ class Experiment:
             self.seconds[name] += time.perf_counter() - start
 
     def _stop_here(self) -> None:
-        if self.should_stop():
+        with self._saved_when_stopped():
+            if self.ranks.any(self.should_stop()):
+                raise StoppedPass
+
+    @contextmanager
+    def _saved_when_stopped(self) -> Iterator[None]:
+        try:
+            yield
+        except StoppedPass:
             # All epochs are done, so the optimizer has served; the phases after stage 1 are quick to repeat.
             self._save(self.position, None)
-            raise Interrupted(self.folder.path)
+            raise Interrupted(self.folder.path) from None
+        except torch.OutOfMemoryError as error:
+            raise UserError(OUT_OF_MEMORY.format(where=f"a pass over the images on {self.device}")) from error
 
     def _save(self, position: Position, optimizer: torch.optim.Optimizer | None) -> None:
         self.position = position
+        self._require_finite()
+        if not self.ranks.is_first:
+            return
         state = {
             "position": dataclasses.asdict(position),
             "preset": self.preset,
             "config": config_to_dict(self.config),
             "data_sha256": self.data_hash,
+            "frozen_sha256": self.frozen_hash,
+            "num_ranks": self.ranks.size,
             "class_names": list(self.dataset.class_names),
             "class_order": list(self.plan.class_order),
             "task_sizes": list(self.plan.sizes),
@@ -301,35 +395,71 @@ class Experiment:
         )
         self.saved_at = time.monotonic()
 
+    def _require_finite(self) -> None:
+        """A checkpoint that holds NaN would be worse than none."""
+        for name, tensor in (*trainable_state(self.backbone).items(), *self.classifier.state_dict().items()):
+            if not tensor.isfinite().all():
+                raise NonFiniteLoss(
+                    f"the weights hold NaN or infinity ({name}) in task {self.position.task + 1}: lower --optim.lr; "
+                    f"the checkpoints before are kept"
+                )
+
     def _restore(self) -> None:
-        for tensors, state in self.folder.newest(self.observer.message):
-            refuse_changes(state, self.config, self.data_hash)
-            self.position = Position(**state["position"])
-            for task in range(self.position.task if self.config.align.epochs > 0 else 0):
-                measured = ClassGaussians.load(self.folder.statistics(task), self.device)
-                # Factored task by task, as the first time, so that the factors are the same to the last bit.
-                measured.factorize()
-                self.gaussians = self.gaussians.extended(measured)
-            self.aligned = restore_model(tensors, self.backbone, self.classifier, self.plan, self.device)
-            self.optimizer_state = tensors.get("optimizer")
-            self.seconds, self.trained_images = state["seconds"], state["trained_images"]
-            self.earlier_seconds = state["total_seconds"]
-            self.results = [TaskResult.from_dict(result) for result in state["results"]]
-            self.folder.rewind_metrics(state["metrics_bytes"])
+        """Continues from the newest checkpoint that is intact with everything it needs, else from the start."""
+        name = self.ranks.from_first(self._restore_newest)
+        if not self.ranks.is_first and name is not None:
+            self._restore_from(*read_snapshot(self.folder.checkpoints / name), lambda problem: None)
+
+    def _restore_newest(self) -> str | None:
+        for path, tensors, state in self.folder.newest(self.observer.message):
+            try:
+                self._restore_from(tensors, state, self.observer.message)
+            except BadSnapshot as problem:
+                self.observer.message(f"checkpoint ignored: {path}: {problem}")
+                continue
+            self.folder.set_aside_after(path)
+            self.folder.rewind_metrics(saved_progress(state).metrics_bytes)
             self.observer.message(
                 f"resuming at task {self.position.task + 1}, epoch {self.position.epoch + 1}, "
                 f"step {self.position.step + 1}"
             )
-            return
-        refuse_changes({"config": self.folder.config()}, self.config, self.data_hash)
-        self.folder.rewind_metrics(0)
+            return path.name
+        before = self.folder.config()
+        if before is not None:
+            refuse_changes({"config": before}, self.config, self.data_hash)
+        self.folder.start_over()
         self._begin_folder()
-        self.observer.message("no checkpoint yet: starting from the first task")
+        self.observer.message("no checkpoint to continue from: starting from the first task")
+        return None
+
+    def _restore_from(
+        self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], report: Callable[[str], None]
+    ) -> None:
+        """Raises BadSnapshot, with nothing but weights changed, when the checkpoint cannot be continued from."""
+        progress = saved_progress(state)
+        refuse_changes(state, self.config, self.data_hash)
+        gaussians = ClassGaussians(self.backbone.feature_dim, ridge=self.config.align.ridge)
+        for task in range(progress.position.task if self.config.align.epochs > 0 else 0):
+            measured = self.folder.load_statistics(task, self.device, report)
+            if measured is None:
+                raise BadSnapshot(f"the class statistics of task {task + 1} are lost")
+            # Factored task by task, as the first time, so that the factors are the same to the last bit.
+            measured.factorize()
+            gaussians = gaussians.extended(measured)
+        self.frozen_hash = restore_frozen(self.backbone, self.folder.frozen, state, report)
+        self.classifier = Classifier(self.backbone.feature_dim)
+        self.aligned = restore_model(tensors, self.backbone, self.classifier, self.plan, self.device)
+        self.gaussians, self.position, self.results = gaussians, progress.position, progress.results
+        self.optimizer_state = tensors.get("optimizer")
+        self.seconds, self.trained_images = progress.seconds, progress.trained_images
+        self.earlier_seconds = progress.total_seconds
 
     def _total_seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.began
 
     def _write_summary(self, status: str) -> dict[str, Any]:
+        if not self.ranks.is_first:
+            return {**summary_metrics(self.results), "status": status}
         config, train_seconds = self.config, self.seconds["stage1"] + self.seconds["compile"]
         weights = {
             **{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()},
@@ -354,6 +484,8 @@ class Experiment:
             "class_order": list(self.plan.class_order),
             "class_names": list(self.dataset.class_names),
             "phase_seconds": self.seconds,
+            "num_ranks": self.ranks.size,
+            "exchange_seconds": self.ranks.seconds,
             "total_seconds": self._total_seconds(),
             "train_images_per_second": self.trained_images / train_seconds if train_seconds else 0.0,
             "peak_memory_bytes": peak_memory_bytes(self.device),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from slca_fast.checkpoint import BadSnapshot, read_snapshot, weights_sha256
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_dict, flatten
 from slca_fast.data.index import ImageDataset
 from slca_fast.errors import UserError
+from slca_fast.evaluate import TaskResult
 from slca_fast.model.backbone import Backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.tasks import TaskPlan
@@ -44,6 +47,33 @@ class Position:
     step: int
     loss_sum: float
     """Sum of the epoch's losses before ``step``."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a checkpoint's state says besides the weights."""
+
+    position: Position
+    results: list[TaskResult]
+    seconds: dict[str, float]
+    total_seconds: float
+    trained_images: int
+    metrics_bytes: int
+
+
+def saved_progress(state: Mapping[str, Any]) -> Progress:
+    """The progress in a checkpoint's ``state``; raises BadSnapshot when it is not what ``Experiment`` writes."""
+    try:
+        return Progress(
+            Position(**state["position"]),
+            [TaskResult.from_dict(result) for result in state["results"]],
+            {name: float(value) for name, value in state["seconds"].items()},
+            float(state["total_seconds"]),
+            int(state["trained_images"]),
+            int(state["metrics_bytes"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadSnapshot(f"its state is not a run's ({type(error).__name__}: {error})") from error
 
 
 def data_sha256(dataset: ImageDataset) -> str:
@@ -84,6 +114,23 @@ def frozen_state(backbone: Backbone) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in backbone.state_dict().items() if name not in trainable}
 
 
+def restore_frozen(backbone: Backbone, folder: Path, state: Mapping[str, Any], report: Callable[[str], None]) -> str:
+    """Puts the run's own frozen weights from ``folder`` into ``backbone``; returns their digest.
+
+    The file of --model.checkpoint may have changed or gone since; when ``folder`` is damaged instead, what was just
+    built serves if it has the digest that the checkpoint names. Raises BadSnapshot when neither does.
+    """
+    try:
+        tensors, _ = read_snapshot(folder)
+        backbone.load_state_dict(tensors.get("backbone", {}), strict=False)
+    except (BadSnapshot, RuntimeError) as problem:
+        report(f"frozen weights ignored: {problem}")
+    digest = weights_sha256(frozen_state(backbone))
+    if digest != state.get("frozen_sha256", digest):
+        raise BadSnapshot("the frozen weights are lost, and --model.checkpoint does not give them")
+    return digest
+
+
 def snapshot_tensors(
     backbone: Backbone,
     classifier: Classifier,
@@ -106,15 +153,21 @@ def restore_model(
     plan: TaskPlan,
     device: torch.device,
 ) -> LinearClassifier | None:
-    """Puts a checkpoint's weights into ``backbone`` and the empty ``classifier``; returns the aligned classifier."""
-    parameters = dict(backbone.named_parameters())
-    with torch.no_grad():
-        for name, tensor in tensors["backbone"].items():
-            parameters[name].copy_(tensor)
-    num_heads = len(tensors["heads"]) // 2
-    for task in range(num_heads):
-        classifier.grow(plan.sizes[task], 0, device)
-    classifier.load_state_dict(dict(tensors["heads"]))
+    """Puts a checkpoint's weights into ``backbone`` and the empty ``classifier``; returns the aligned classifier.
+
+    Raises BadSnapshot when they do not fit.
+    """
+    try:
+        parameters = dict(backbone.named_parameters())
+        with torch.no_grad():
+            for name, tensor in tensors["backbone"].items():
+                parameters[name].copy_(tensor)
+        num_heads = len(tensors["heads"]) // 2
+        for task in range(num_heads):
+            classifier.grow(plan.sizes[task], 0, device)
+        classifier.load_state_dict(dict(tensors["heads"]))
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise BadSnapshot(f"its weights are not this model's ({' '.join(str(error).split())[:200]})") from error
     if "aligned" not in tensors:
         return None
     weight = tensors["aligned"]["weight"].to(device)

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from slca_fast.config import Config
 from slca_fast.data.batch import Batch
 from slca_fast.data.stream import ImageSet
+from slca_fast.distributed import ALONE, Ranks, Votes
+from slca_fast.errors import UserError
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
 from slca_fast.optim import learning_rate, make_optimizer, slow_learner_param_groups
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(UserError):
     """The loss of a batch became NaN or infinite; names the batch's files."""
 
 
@@ -61,6 +63,7 @@ class Stage1:
     first_label: int
     """Label of the task's first class: targets are label - first_label."""
     precision: str
+    ranks: Ranks = ALONE
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,60 +98,99 @@ class Stage1:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config.optim, group["base_lr"], epoch)
         self.backbone.train()
+        votes = Votes()
         losses: list[Tensor] = []
-        done: list[np.ndarray] = []
-        batches = self.images.train_batches(self.config.seed, self.task, epoch, start_step)
+        seed = self.config.seed
+        todo = self.images.epoch_batches(seed, self.task, epoch)[start_step:]
+        batches = self.images.train_batches(seed, self.task, epoch, [self.ranks.slice_of(ids) for ids in todo])
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             while True:
-                if should_stop():
-                    raise Stopped(epoch, start_step + len(done), self._finite_sum(losses, done, loss_sum))
-                asked = time.perf_counter()
-                batch = next(batches, None)
-                waited += time.perf_counter() - asked
-                if batch is None:
+                stop = should_stop()
+                finished = len(losses) == len(todo)
+                # Several ranks stop after the same step: the wish travels with the gradients.
+                if (stop and self.ranks.alone) or votes.passed(last=finished):
+                    raise Stopped(epoch, start_step + len(losses), self._finite_sum(losses, todo, loss_sum))
+                if finished:
                     break
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
                 # Dropout, when a user asks for it, is a function of the step: nothing of it needs saving.
-                torch.manual_seed(_step_seed(self.config.seed, self.task, epoch, start_step + len(done)))
-                losses.append(self._step(batch) * len(batch.label_B))
-                done.append(batch.sample_id_B)
-                on_step(len(batch.label_B))
-        total = self._finite_sum(losses, done, loss_sum)
+                torch.manual_seed(_step_seed(seed, self.task, epoch, start_step + len(losses), self.ranks.rank))
+                num_images = len(todo[len(losses)])
+                if self.ranks.alone:
+                    losses.append(torch.zeros((), device=self.device) if batch is None else self._step(batch))
+                else:
+                    sums = self._shared_step(batch, num_images, stop)
+                    losses.append(sums[0])
+                    votes.cast(sums[2])
+                on_step(num_images)
+        total = self._finite_sum(losses, todo, loss_sum)
         return EpochReport(
             self.task,
             epoch,
             self.config.optim.epochs,
             total / self.images.num_images,
             {group["name"]: group["lr"] for group in self.optimizer.param_groups},
-            sum(len(ids) for ids in done),
+            sum(len(ids) for ids in todo),
             time.perf_counter() - start,
             waited,
         )
 
     def _step(self, batch: Batch) -> Tensor:
-        images = batch.images.to(self.device, non_blocking=True)
-        target_B = (batch.label_B - self.first_label).to(self.device, non_blocking=True)
-        with autocast(self.precision, self.device):
-            with torch.set_grad_enabled(self.config.model.trainable != "head"):
-                features = self.backbone(images)
-            logits = self.head(features)
-        loss = symmetric_cross_entropy(logits, target_B, self.config.loss.ce_weight, self.config.loss.rce_weight)
+        """One optimizer step; returns the sum of the images' losses."""
+        loss = self._loss(batch.images, batch.label_B)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.detach().float()
+        return loss.detach().float() * len(batch.label_B)
 
-    def _finite_sum(self, losses: list[Tensor], done: list[np.ndarray], loss_sum: float) -> float:
+    def _shared_step(self, batch: Batch | None, num_planned: int, stop: bool) -> Tensor:
+        """One optimizer step on a batch of ``num_planned`` images that is spread over the ranks.
+
+        ``batch`` is this rank's part, None when it is empty. Returns, over all ranks, the sum of the losses, the number
+        of images and the number of wishes to stop.
+        """
+        num_rows = 0 if batch is None else len(batch.label_B)
+        if batch is None:
+            # A black image of weight 0: this rank then has gradients for the same parameters as the others.
+            size = self.images.config.image_size
+            loss = self._loss(torch.zeros(1, 3, size, size), torch.tensor([self.first_label]))
+        else:
+            loss = self._loss(batch.images, batch.label_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss * (num_rows / num_planned)).backward()
+        counts = torch.tensor([num_rows, float(stop)], device=self.device)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        sums = self.ranks.sum_gradients(parameters, torch.cat([loss.detach()[None].float() * num_rows, counts]))
+        if self.images.config.policy == "quarantine":
+            # Files left out at run time make the batch smaller than planned, or leave nothing of it.
+            if sums[1] == 0:
+                return sums
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], num_planned / sums[1])
+        self.optimizer.step()
+        return sums
+
+    def _loss(self, images: Tensor, label_B: Tensor) -> Tensor:
+        """Mean loss of images of this task."""
+        target_B = (label_B - self.first_label).to(self.device, non_blocking=True)
+        with autocast(self.precision, self.device):
+            with torch.set_grad_enabled(self.config.model.trainable != "head"):
+                features = self.backbone(images.to(self.device, non_blocking=True))
+            logits = self.head(features)
+        return symmetric_cross_entropy(logits, target_B, self.config.loss.ce_weight, self.config.loss.rce_weight)
+
+    def _finite_sum(self, losses: list[Tensor], batches: list[np.ndarray], loss_sum: float) -> float:
         """``loss_sum`` plus the losses, added in order with one device sync; names the files of the first bad batch."""
         for step, value in enumerate(torch.stack(losses).double().cpu().tolist() if losses else ()):
             if not np.isfinite(value):
-                names = ", ".join(str(self.images.index.path_of(int(i))) for i in done[step])
                 raise NonFiniteLoss(
-                    f"the loss became {value} in task {self.task}; the images of that batch: {names}; "
-                    f"lower --optim.lr or look at these images"
+                    f"the loss became {value} in task {self.task + 1}; the images of that batch: "
+                    f"{self.images.files(batches[step])}; lower --optim.lr or look at these images"
                 )
             loss_sum += value
         return loss_sum
 
 
-def _step_seed(seed: int, task: int, epoch: int, step: int) -> int:
-    return (((seed * 1009 + task) * 10007 + epoch) * 1000003 + step) % 2**63
+def _step_seed(seed: int, task: int, epoch: int, step: int, rank: int) -> int:
+    return ((((seed * 1009 + task) * 10007 + epoch) * 1000003 + step) + rank * 0x9E3779B97F4A7C15) % 2**63

@@ -57,7 +57,7 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     config = config_from_dict(read_config(run))
     problems: list[str] = []
     snapshots = newest_valid(positions(run / "checkpoints"), problems.append)
-    tensors, state = next((found for found in snapshots if "aligned" in found[0]), (None, None))
+    _, tensors, state = next((found for found in snapshots if "aligned" in found[1]), (None, None, None))
     if tensors is None:
         reason = f" ({problems[0]})" if problems else ""
         raise UserError(f"{run} has no finished task yet{reason}")

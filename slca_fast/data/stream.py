@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from slca_fast.config import DataConfig
-from slca_fast.data.batch import Batch, Source
+from slca_fast.data.batch import Batch, PlanOf, Source
 from slca_fast.data.datasets import open_source
 from slca_fast.data.index import ImageDataset, ImageIndex
 from slca_fast.data.plan import AugmentPlan, epoch_order, test_plan, train_plan
@@ -35,9 +35,15 @@ class ImageSet:
     def num_steps(self) -> int:
         return -(-self.num_images // self.batch_size)
 
-    def train_batches(self, seed: int, task: int, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """One epoch under the training transform, from batch ``start_step`` on: a function of its arguments only."""
-        order = epoch_order(seed, task, epoch, self.id_N)
+    def epoch_batches(self, seed: int, task: int, epoch: int) -> list[np.ndarray]:
+        """Sample ids of every (global) training batch of an epoch, in order: a function of the arguments only."""
+        return self._cut(epoch_order(seed, task, epoch, self.id_N))
+
+    def train_batches(self, seed: int, task: int, epoch: int, parts: list[np.ndarray]) -> Iterator[Batch | None]:
+        """Images of each of ``parts`` (ids of a batch, or a rank's slice of it) under the training transform.
+
+        None for a part of which no image is left: an empty slice, or quarantined files.
+        """
 
         def plan_of(id_B: np.ndarray) -> AugmentPlan:
             return train_plan(
@@ -51,10 +57,14 @@ class ImageSet:
                 self.index.width_N[id_B],
             )
 
-        return self.source.batches(self._cut(order)[start_step:], plan_of)
+        return self._batches(parts, plan_of)
 
-    def test_batches(self) -> Iterator[Batch]:
-        """All images once, in order, under the test transform."""
+    def chunks(self) -> list[np.ndarray]:
+        """The fixed pieces, by sample id, in which a pass over all images goes, whoever does which."""
+        return self._cut(self.id_N)
+
+    def test_batches(self, parts: list[np.ndarray] | None = None) -> Iterator[Batch | None]:
+        """Images of each of ``parts`` (default: all ``chunks``) under the test transform; None as above."""
 
         def plan_of(id_B: np.ndarray) -> AugmentPlan:
             return test_plan(
@@ -64,7 +74,24 @@ class ImageSet:
                 self.index.width_N[id_B],
             )
 
-        return self.source.batches(self._cut(self.id_N), plan_of)
+        return self._batches(self.chunks() if parts is None else parts, plan_of)
+
+    def files(self, id_N: np.ndarray) -> str:
+        """The paths of samples, for a message."""
+        return ", ".join(str(self.index.path_of(int(i))) for i in id_N)
+
+    def _batches(self, parts: list[np.ndarray], plan_of: PlanOf) -> Iterator[Batch | None]:
+        batches = self.source.batches([part for part in parts if len(part)], plan_of)
+        batch = None
+        for part in parts:
+            # A source leaves out a batch without any readable image: the next one then belongs to a later part.
+            if len(part) and batch is None:
+                batch = next(batches, None)
+            if len(part) and batch is not None and int(batch.sample_id_B[0]) in part:
+                yield batch
+                batch = None
+            else:
+                yield None
 
     def _cut(self, id_N: np.ndarray) -> list[np.ndarray]:
         return [id_N[i : i + self.batch_size] for i in range(0, len(id_N), self.batch_size)]
