@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": ("predict", "classify image files with a run"),
     "report": ("report", "write a run's report.html, or compare several runs"),
     "export": ("export", "write a run's backbone for plain timm or PEFT"),
+    "bench": ("bench", "measure ops, stages or whole runs against their baselines"),
     "doctor": ("doctor", "say what this machine can use and why not the rest"),
 }
 

@@ -1,0 +1,231 @@
+"""A whole run against the official code's way: same images, tasks, epochs and model, in one interleaved measurement.
+
+The images are made up: 10 classes of 200 training and 50 test JPEGs of about 64 px, learnt as 5 tasks of 2 classes in
+5 epochs by a ViT-tiny with patches of 8 px (65 tokens), batch 128. Compile time counts. The official way is
+``bench/official_way.py`` of the source checkout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from slca_fast.config import Config, RuntimeConfig, TasksConfig
+from slca_fast.data.prepare import prepare
+from slca_fast.errors import UserError
+from slca_fast.experiment import run as run_experiment
+from slca_fast.presets import PRESETS
+
+METHODS = {"slca": "slca-imagenet-r-in21k", "slcapp": "slcapp-imagenet-r-in21k"}
+NUM_CLASSES, NUM_TRAIN, NUM_TEST, SIDE = 10, 200, 50, 64
+OFFICIAL = "official way, fp32"
+
+
+def official_way() -> ModuleType:
+    """The baseline's module; raises UserError outside a source checkout."""
+    path = Path(__file__).resolve().parents[2] / "bench" / "official_way.py"
+    if not path.is_file():
+        raise UserError("the baseline, bench/official_way.py, is not installed: run the benchmark in a source checkout")
+    if "official_way" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("official_way", path)
+        module = importlib.util.module_from_spec(spec)
+        # DataLoader workers look classes up by their module's name.
+        sys.modules["official_way"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["official_way"]
+
+
+def make_images(
+    folder: Path, num_classes: int = NUM_CLASSES, num_train: int = NUM_TRAIN, num_test: int = NUM_TEST
+) -> Path:
+    """The benchmark's images below ``folder``."""
+    root = folder / f"{num_classes}x{num_train}"
+    prepare("synthetic", None, root, num_classes=num_classes, num_train=num_train, num_test=num_test, side=SIDE)
+    return root
+
+
+def benchmark_config(
+    method: str,
+    images: str | Path,
+    seed: int = 1993,
+    *,
+    precision: str = "fp32",
+    compiled: bool = False,
+    epochs: int = 5,
+    increment: int = 2,
+    output: str | None = None,
+) -> Config:
+    """``method`` ("slca" or "slcapp") with ImageNet-R's settings on the benchmark's images and model."""
+    base = PRESETS[METHODS[method]]()
+    return dataclasses.replace(
+        base,
+        seed=seed,
+        output=output,
+        tasks=TasksConfig(initial=increment, increment=increment),
+        data=dataclasses.replace(base.data, root=str(images), image_size=SIDE),
+        model=dataclasses.replace(
+            base.model, name="vit_tiny_patch16_224", pretrained=False, kwargs={"img_size": SIDE, "patch_size": 8}
+        ),
+        optim=dataclasses.replace(base.optim, epochs=epochs, milestones=(max(1, epochs - 1),)),
+        runtime=RuntimeConfig(precision=precision, compile=compiled),
+    )
+
+
+def timed(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The function's result with ``wall_seconds`` and ``cpu_seconds`` (this process, its threads and children)."""
+    wall, cpu = time.perf_counter(), _cpu_seconds()
+    result = function()
+    return {**result, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": _cpu_seconds() - cpu}
+
+
+def _cpu_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def run_ours(config: Config) -> dict[str, Any]:
+    """The product's run in a folder that goes away; its summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_experiment(dataclasses.replace(config, output=str(Path(folder) / "run")), preset="bench")
+
+
+def contenders(method: str, images: Path, seed: int, compiled: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The official way and ours by name."""
+
+    def ours(precision: str, with_compiler: bool) -> Callable[[], dict[str, Any]]:
+        return lambda: run_ours(benchmark_config(method, images, seed, precision=precision, compiled=with_compiler))
+
+    official = official_way()
+    found = {
+        OFFICIAL: lambda: official.run_official(benchmark_config(method, images, seed)),
+        "fp32": ours("fp32", False),
+        "bf16": ours("bf16", False),
+    }
+    if compiled:
+        found["bf16, torch.compile"] = ours("bf16", True)
+    return found
+
+
+def measure(
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    rounds: int = 1,
+    compiled: bool = False,
+    images: Path | None = None,
+    seeds: Sequence[int] = (1993,),
+    on_line: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Rows of whole runs: every contender once a round and seed, in turn."""
+    with tempfile.TemporaryDirectory() as temporary:
+        images = images or make_images(Path(temporary))
+        rows = []
+        for method in methods:
+            results: dict[str, list[dict[str, Any]]] = {}
+            for number in range(rounds * len(seeds)):
+                seed = seeds[number % len(seeds)]
+                for name, contender in contenders(method, images, seed, compiled).items():
+                    result = timed(contender)
+                    results.setdefault(name, []).append(result)
+                    phases = ", ".join(f"{k} {v:.1f}" for k, v in result["phase_seconds"].items())
+                    on_line(
+                        f"{method} seed {seed} {name}: {result['wall_seconds']:.1f} s wall, "
+                        f"{result['cpu_seconds']:.1f} s CPU; {phases}; accuracy {result['accuracy_curve'][-1]:.2f}%"
+                    )
+            rows += _rows(method, results)
+        return rows
+
+
+def _rows(method: str, results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    rows = []
+    baseline = results[OFFICIAL]
+    for name, ours in results.items():
+        ratios = [slow["wall_seconds"] / fast["wall_seconds"] for slow, fast in zip(baseline, ours)]
+        cpu_ratios = [slow["cpu_seconds"] / fast["cpu_seconds"] for slow, fast in zip(baseline, ours)]
+        median_s = statistics.median(r["wall_seconds"] for r in ours)
+        rows.append(
+            {
+                "suite": "run",
+                "name": f"{method}, whole run",
+                "shape": f"{NUM_CLASSES} classes x {NUM_TRAIN} images of {SIDE} px, 5 tasks, 5 epochs",
+                "dtype": "bfloat16" if "bf16" in name else "float32",
+                "backend": name,
+                "baseline": OFFICIAL,
+                "median_ms": 1e3 * median_s,
+                "baseline_median_ms": 1e3 * statistics.median(r["wall_seconds"] for r in baseline),
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+                "n": len(ours),
+                "achieved": 5 * NUM_CLASSES * NUM_TRAIN / median_s,
+                "unit": "training images/s, all included",
+                "fraction_of_peak": None,
+                "peak_memory_bytes": ours[-1].get("peak_memory_bytes"),
+                "cpu_ratio": statistics.median(cpu_ratios),
+                "phase_seconds": [r["phase_seconds"] for r in ours],
+                "last_accuracy": [r["accuracy_curve"][-1] for r in ours],
+            }
+        )
+    return rows
+
+
+def growth(on_line: Callable[[str], None] = lambda text: None, precision: str = "fp32") -> list[dict[str, Any]]:
+    """How time and memory grow: images x2, classes x2 (same task size), tasks x2 (same classes), one run each."""
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, num_classes, num_train, increment in (
+            ("base", 8, 64, 4),
+            ("images x2", 8, 128, 4),
+            ("classes x2", 16, 64, 4),
+            ("tasks x2", 8, 64, 2),
+        ):
+            images = make_images(Path(temporary), num_classes, num_train, 16)
+            config = benchmark_config("slcapp", images, precision=precision, epochs=3, increment=increment)
+            result = timed(lambda config=config: run_ours(config))
+            seconds = result["phase_seconds"]
+            trained = 3 * num_classes * num_train
+            rows.append(
+                {
+                    "suite": "growth",
+                    "name": name,
+                    "shape": f"{num_classes} classes x {num_train} images, {num_classes // increment} tasks",
+                    "dtype": "bfloat16" if precision == "bf16" else "float32",
+                    "backend": precision,
+                    "baseline": None,
+                    "median_ms": 1e3 * result["wall_seconds"],
+                    "n": 1,
+                    "achieved": 1e3 * result["cpu_seconds"] / trained,
+                    "unit": "CPU ms per training image, all included",
+                    "fraction_of_peak": None,
+                    "peak_memory_bytes": result["peak_memory_bytes"],
+                    "phase_seconds": [seconds],
+                }
+            )
+            on_line(
+                f"{name}: {result['wall_seconds']:.1f} s wall, {result['cpu_seconds']:.1f} s CPU, peak "
+                f"{result['peak_memory_bytes'] / 1e6:.0f} MB"
+            )
+    return rows
+
+
+def machine_facts() -> dict[str, Any]:
+    """Device, versions and date of a benchmark file."""
+    import datetime
+
+    from slca_fast.environment import device_description, machine, pick_device, versions
+
+    return {
+        "machine": {**machine(), "device": device_description(pick_device("auto")), "torch": torch.__version__},
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+    }

@@ -1,0 +1,286 @@
+"""Every stage of a run against the official code's way, interleaved: rows as ``slca-fast bench`` writes them.
+
+Stages: the training step, the evaluation forward, the class statistics of one task (images to Gaussians) and the
+alignment of the last task, on the whole-run benchmark's images and model. GFLOP are counted by torch's FlopCounterMode
+on what each way really runs; ``fraction_of_peak`` is of a matrix product measured in the same process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
+
+from slca_fast.align import align
+from slca_fast.benchmark import machine
+from slca_fast.benchmark.run import benchmark_config, make_images, official_way
+from slca_fast.benchmark.timing import interleaved
+from slca_fast.config import Config
+from slca_fast.data.batch import Batch
+from slca_fast.data.index import load_dataset
+from slca_fast.data.stream import Stream
+from slca_fast.environment import pick_device
+from slca_fast.evaluate import measure_classes
+from slca_fast.gaussians import ClassGaussians
+from slca_fast.model.attention import choose_attention
+from slca_fast.model.backbone import Backbone, autocast, build_backbone
+from slca_fast.model.head import Classifier
+from slca_fast.train import Stage1
+
+BASELINE = "official way, fp32"
+BATCH = 128
+
+
+def fast_backbone(config: Config, device: torch.device, precision: str, compiled: bool = False) -> Backbone:
+    """The backbone as a run of ``config`` in ``precision`` uses it."""
+    backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
+    backbone.use_attention(choose_attention(backbone.vit, device, precision, config.optim.batch_size))
+    if compiled:
+        backbone.use_compiler(config.optim.batch_size)
+    return backbone
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: the baseline and our ways, each as a function that runs it once."""
+
+    name: str
+    shape: str
+    num_images: int
+    """Images (or sampled features) of one call."""
+    ways: dict[str, Callable[[], Any]]
+    counts_flops: bool = True
+
+
+def stage_of(name: str, method: str, images: Path, device: torch.device, compiled: bool = False) -> Stage:
+    """Stage ``name`` of STAGES for ``method`` ("slca" or "slcapp")."""
+    return STAGES[name](method, images, device, compiled)
+
+
+def training_step(method: str, images: Path, device: torch.device, compiled: bool) -> Stage:
+    """Forward, backward and optimizer step on one batch that is at hand."""
+    config = benchmark_config(method, images)
+    learner = _official_learner(config, device)
+    learner.begin_task(0)
+    batch = _batch(config, device)
+    official_batch = [(batch.sample_id_B, batch.images, batch.label_B)]
+    ways = {BASELINE: lambda: learner.train_epoch(official_batch, 0)}
+    for way, precision, with_compiler in _our_ways(compiled):
+        backbone = fast_backbone(config, device, precision, with_compiler)
+        head = Classifier(backbone.feature_dim).grow(2, config.seed, device)
+        stage1 = Stage1(backbone, head, None, config, 0, 0, precision)
+        ways[way] = lambda stage1=stage1: stage1._step(batch)
+    return Stage("training step", f"{method}, batch {BATCH}", BATCH, ways)
+
+
+def evaluation_forward(method: str, images: Path, device: torch.device, compiled: bool) -> Stage:
+    """Features of one batch under no_grad."""
+    config = benchmark_config(method, images)
+    learner, batch = _official_learner(config, device), _batch(config, device)
+
+    def forward(model: Callable[[Tensor], Tensor], precision: str) -> Tensor:
+        with torch.no_grad(), autocast(precision, device):
+            return model(batch.images).float()
+
+    ways = {BASELINE: lambda: forward(learner.features, "fp32")}
+    for way, precision, with_compiler in _our_ways(compiled):
+        backbone = fast_backbone(config, device, precision, with_compiler).eval()
+        ways[way] = lambda backbone=backbone, precision=precision: forward(backbone, precision)
+    return Stage("evaluation forward", f"{method}, batch {BATCH}", BATCH, ways)
+
+
+def class_statistics(method: str, images: Path, device: torch.device, compiled: bool) -> Stage:
+    """From the files (or the cache that stage 1 has filled) of one task's classes to their factored Gaussians."""
+    module, config = official_way(), benchmark_config(method, images)
+    learner, stream = _official_learner(config, device), _stream(config, device)
+    dataset = load_dataset(config.data)
+    transform = module.test_transform(config)
+
+    def official() -> None:
+        learner.means.clear(), learner.covariances.clear()
+        for label in range(2):
+            one_class = module.Images(dataset.train, learner.plan, label, label + 1, transform)
+            learner.measure_class(
+                DataLoader(one_class, module.STATISTICS_BATCH, num_workers=module.STATISTICS_WORKERS)
+            )
+
+    task = stream.train(0)
+    ways: dict[str, Callable[[], Any]] = {BASELINE: official}
+    for way, precision, with_compiler in _our_ways(compiled):
+        backbone = fast_backbone(config, device, precision, with_compiler)
+        ways[way] = lambda backbone=backbone, precision=precision: measure_classes(
+            backbone, task, config.align.ridge, precision
+        ).factorize()
+    shape = f"{method}, 2 classes x {task.num_images // 2} images"
+    return Stage("class statistics", shape, task.num_images, ways, counts_flops=False)
+
+
+def alignment(method: str, images: Path, device: torch.device, compiled: bool, test_passes: bool = True) -> Stage:
+    """Stage 2 after the last of five tasks; the official way tests all images after every epoch."""
+    module, config = official_way(), benchmark_config(method, images)
+    learner = _official_learner(config, device)
+    dim, num_classes = learner.heads.feature_dim, len(learner.plan.task_of_label)
+    gaussians = ClassGaussians(dim, ridge=config.align.ridge)
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(num_classes).repeat_interleave(200)
+    features = torch.randn(len(labels), dim, generator=generator) + torch.randn(num_classes, dim, generator=generator)[
+        labels
+    ]
+    gaussians.update(features.to(device), labels.to(device))
+    gaussians.factorize()
+    ridge = config.align.ridge * torch.eye(dim, dtype=torch.float64)
+    learner.means = [mean.cpu() for mean in gaussians.means]
+    learner.covariances = [(gaussians.covariance(c).cpu() + ridge).float() for c in range(num_classes)]
+    last = learner.plan.num_tasks - 1
+    for task in range(last + 1):
+        learner.heads.grow(learner.plan.sizes[task], config.seed, device)
+    dataset, transform = load_dataset(config.data), module.test_transform(config)
+    test = DataLoader(
+        module.Images(dataset.test, learner.plan, 0, num_classes, transform), BATCH, num_workers=module.TRAIN_WORKERS
+    )
+
+    def official() -> None:
+        heads, optimizer = learner.begin_alignment()
+        for _ in range(config.align.epochs):
+            learner.align_epoch(heads, optimizer, *learner.sample_epoch(last), last)
+            if test_passes:
+                learner.accuracy(test, heads)
+
+    linear = learner.heads.linear()
+    ours = lambda: align(linear, gaussians, config.align, config.optim.weight_decay, config.seed)  # noqa: E731
+    name = "alignment" if test_passes else "alignment without test passes"
+    num_features = config.align.epochs * config.align.samples_per_class * num_classes
+    shape = f"{method}, {num_classes} classes, {config.align.epochs} epochs"
+    return Stage(name, shape, num_features, {BASELINE: official, "fp32": ours}, counts_flops=False)
+
+
+def alignment_alone(method: str, images: Path, device: torch.device, compiled: bool) -> Stage:
+    """``alignment`` without the official way's test passes: arithmetic against arithmetic."""
+    return alignment(method, images, device, compiled, test_passes=False)
+
+
+STAGES: dict[str, Callable[[str, Path, torch.device, bool], Stage]] = {
+    "training-step": training_step,
+    "evaluation-forward": evaluation_forward,
+    "statistics": class_statistics,
+    "alignment": alignment,
+    "alignment-alone": alignment_alone,
+}
+
+
+def rows_of(stage: Stage, device: torch.device, *, rounds: int = 5, budget_s: float = 60.0) -> list[dict[str, Any]]:
+    """One row a way, the baseline's own included."""
+    gflop = {name: _gflop(way) if stage.counts_flops else None for name, way in stage.ways.items()}
+    timings = interleaved(stage.ways, device, rounds=rounds, least_rounds=2, budget_s=budget_s)
+    rows = []
+    for name in stage.ways:
+        dtype = torch.bfloat16 if "bf16" in name else torch.float32
+        median_ms, ratio = timings.median_ms(name), timings.ratio(BASELINE, name)
+        fraction = None
+        if gflop[name]:
+            fraction = gflop[name] / (median_ms * 1e-3) * 1e9 / machine.matmul_flops_per_second(device, dtype)
+        rows.append(
+            {
+                "suite": "stages",
+                "name": stage.name,
+                "shape": stage.shape,
+                "dtype": str(dtype).removeprefix("torch."),
+                "backend": name,
+                "baseline": BASELINE,
+                "median_ms": median_ms,
+                "baseline_median_ms": timings.median_ms(BASELINE),
+                "ratio": ratio.median,
+                "ratio_min": ratio.least,
+                "ratio_max": ratio.greatest,
+                "n": ratio.n,
+                "achieved": 1e3 * stage.num_images / median_ms,
+                "unit": "features/s" if stage.name.startswith("alignment") else "images/s",
+                "gflop_per_image": gflop[name] / stage.num_images if gflop[name] else None,
+                "fraction_of_peak": fraction,
+                "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            }
+        )
+    return rows
+
+
+def run(
+    *,
+    names: tuple[str, ...] = tuple(STAGES),
+    methods: tuple[str, ...] = ("slca", "slcapp"),
+    rounds: int = 5,
+    compiled: bool | None = None,
+    images: Path | None = None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """Rows of the stages; ``compiled`` adds torch.compile (none: on CUDA only)."""
+    device = pick_device("auto")
+    compiled = device.type == "cuda" if compiled is None else compiled
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        images = images or make_images(Path(temporary))
+        for name in names:
+            for method in methods:
+                for row in rows_of(stage_of(name, method, images, device, compiled), device, rounds=rounds):
+                    rows.append(row)
+                    on_row(row)
+    return rows
+
+
+def _our_ways(compiled: bool) -> Iterator[tuple[str, str, bool]]:
+    yield "fp32", "fp32", False
+    yield "bf16", "bf16", False
+    if compiled:
+        yield "bf16, torch.compile", "bf16", True
+
+
+def _official_learner(config: Config, device: torch.device):
+    module = official_way()
+    num_classes = len(load_dataset(config.data).class_names)
+    return module.OfficialLearner(config, module.plan_of(config, num_classes), device)
+
+
+def _stream(config: Config, device: torch.device) -> Stream:
+    dataset = load_dataset(config.data)
+    plan = official_way().plan_of(config, len(dataset.class_names))
+    return Stream(dataset, plan, config.data, config.optim.batch_size, device)
+
+
+def _batch(config: Config, device: torch.device) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    side = config.data.image_size
+    images = torch.randn(BATCH, 3, side, side, generator=generator).to(device)
+    return Batch(images, torch.randint(2, (BATCH,), generator=generator), torch.arange(BATCH))
+
+
+def _gflop(way: Callable[[], Any]) -> float:
+    with _uncompiled(), FlopCounterMode(display=False) as counter:
+        way()
+    return counter.get_total_flops() / 1e9
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """The counter sees single operators only."""
+    was = torch._dynamo.config.disable
+    torch._dynamo.config.disable = True
+    try:
+        yield
+    finally:
+        torch._dynamo.config.disable = was
+
+
+def peaks(device: torch.device) -> dict[str, float]:
+    """The machine's measured matrix products and copy."""
+    return {
+        "matmul fp32, GFLOP/s": machine.matmul_flops_per_second(device, torch.float32) / 1e9,
+        "matmul bf16, GFLOP/s": machine.matmul_flops_per_second(device, torch.bfloat16) / 1e9,
+        "copy, GB/s": machine.copy_bytes_per_second(device) / 1e9,
+    }
