@@ -152,6 +152,11 @@ def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sam
                          {"accumulate_dtype": accumulate_dtype})
 
 
+def _torch_cov(features_ND: Tensor, labels_N: Tensor, num_classes: int, **_: object) -> list[Tensor]:
+    """The library's way: torch.cov in float64, class by class."""
+    return [torch.cov(features_ND[labels_N == c].double().T) for c in range(num_classes)]
+
+
 register(OpSpec(
     name="class_moments",
     function=class_moments,
@@ -161,4 +166,5 @@ register(OpSpec(
     benchmark_samples=_benchmark_samples,
     bytes_moved=lambda s: s.args[0].nbytes + s.args[2] * s.args[0].shape[1] ** 2 * 8,
     flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
+    baselines={"torch.cov": _torch_cov},
 ))
