@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slca_fast.align_steps import AlignmentSteps
 from slca_fast.config import AlignConfig
 from slca_fast.gaussians import ClassGaussians
 from slca_fast.model.head import LinearClassifier
-from slca_fast.ops.task_normalized_cross_entropy import task_normalized_cross_entropy
 from slca_fast.optim import cosine
 
 # SLCA++: r ~ U(mu - 0.01, mu + 0.01), wherever the range of feature_scale is drawn.
@@ -50,33 +50,28 @@ def align_classifier(
         raise ValueError(f"the Gaussians have width {gaussians.feature_dim} but weight has {dim} columns")
     if len(gaussians.counts) != num_classes:
         raise ValueError(f"there are Gaussians for {len(gaussians.counts)} classes but weight has {num_classes} rows")
-    device = weight_CD.device
     age_C = torch.as_tensor(task_age(task_sizes), dtype=torch.float32)
     num_tasks = len(task_sizes)
     mean_scale_C = 0.9 + 0.1 * (num_tasks - age_C) / num_tasks if mean_scaling else None
     age_S = age_C.repeat_interleave(samples_per_class)
 
-    weight = weight_CD.detach().float().clone().requires_grad_(True)
-    bias = bias_C.detach().float().clone().requires_grad_(True)
-    optimizer = torch.optim.SGD([weight, bias], lr=lr, momentum=momentum, weight_decay=weight_decay)
+    steps = AlignmentSteps(
+        weight_CD,
+        bias_C,
+        task_sizes,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        temperature=temperature,
+        batch_size=samples_per_class,
+    )
     for epoch in range(epochs):
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(lr, 0.0, epoch, epochs)
         features, labels = gaussians.sample(samples_per_class, generator=generator, mean_scale_C=mean_scale_C)
         if feature_scale > 0:
             features = features * old_task_shrink(age_S, feature_scale, generator).to(features)[:, None]
         order = torch.randperm(len(labels), generator=generator)
-        features, labels = features[order].to(device), labels[order].to(device)
-        loss_sum = torch.zeros((), device=device)
-        for chunk, target in zip(features.split(samples_per_class), labels.split(samples_per_class)):
-            logits = torch.nn.functional.linear(chunk, weight, bias)
-            loss = task_normalized_cross_entropy(logits, target, task_sizes, temperature)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach()
-        on_epoch(epoch, float(loss_sum) / num_classes)
-    return weight.detach(), bias.detach()
+        loss = steps.run_epoch(features[order], labels[order], cosine(lr, 0.0, epoch, epochs))
+        on_epoch(epoch, loss)
+    return steps.weight_CD, steps.bias_C
 
 
 def task_age(task_sizes: Sequence[int]) -> np.ndarray:

@@ -44,7 +44,8 @@ class Setting:
         self.official.begin_task(task)
         ours, theirs = [], []
         for epoch in range(self.config.optim.epochs):
-            batches = list(images.train_batches(self.config.seed, task, epoch))
+            parts = images.epoch_batches(self.config.seed, task, epoch)
+            batches = list(images.train_batches(self.config.seed, task, epoch, parts))
             ours.append(stage1.run_epoch(epoch).loss)
             losses = self.official.train_epoch([(b.sample_id_B, b.images, b.label_B) for b in batches], task)
             total = sum(loss * len(b.label_B) for loss, b in zip(losses, batches))

@@ -53,6 +53,24 @@ def task_normalized_cross_entropy(
     return row_loss.reduce(loss_B, "mean", logits_BC)
 
 
+def task_normalized_cross_entropy_gradient(
+    logits_BC: torch.Tensor,
+    target_B: torch.Tensor,
+    task_sizes: Sequence[int],
+    temperature: float = 0.1,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss [] and its gradient [B, C] by the logits, without autograd; for loops that update weights by hand.
+
+    Arguments as ``task_normalized_cross_entropy``, taken on trust: C and the labels are not checked on the device.
+    """
+    num_rows = logits_BC.shape[0]
+    scale_B = logits_BC.new_full((num_rows,), 1.0 / max(num_rows, 1), dtype=row_loss.accumulate_dtype(logits_BC.dtype))
+    chosen = row_loss.choose("task_normalized_cross_entropy", backend, logits_BC)
+    loss_B, gradient_BC = _OPS[chosen](logits_BC, target_B, scale_B, list(task_sizes), float(temperature), True)
+    return loss_B.sum(), gradient_BC
+
+
 def _reference(
     logits_BC: torch.Tensor,
     target_B: torch.Tensor,
