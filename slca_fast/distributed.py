@@ -22,11 +22,7 @@ from torch import Tensor, nn
 
 from slca_fast.config import DataConfig
 from slca_fast.data.cache import budget_bytes
-from slca_fast.errors import UserError
-
-
-class RankLost(RuntimeError):
-    """Another rank has ended; its own message says why."""
+from slca_fast.errors import RankLost, UserError
 
 
 class Ranks:

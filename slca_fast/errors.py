@@ -1,4 +1,4 @@
-"""The two kinds of trouble that are not bugs; the command line turns each into one line and an exit code."""
+"""The kinds of trouble that are not bugs; the command line turns each into one line and an exit code."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class DataError(ValueError):
     """The data set on disk cannot be used (exit code 3)."""
+
+
+class RankLost(RuntimeError):
+    """Another rank has ended; its own message says why (exit code 1)."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from slca_fast.errors import DataError, UserError
+from slca_fast.errors import DataError, RankLost, UserError
 
 # Command -> (module of slca_fast.cli with add_arguments and main, one line of help).
 COMMANDS = {
@@ -26,21 +28,43 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs ``slca-fast`` with ``argv`` and returns its exit code: 0 done, 2 the user's input, 3 the data."""
+    """Runs ``slca-fast`` with ``argv`` and returns its exit code: 0 done, 2 the user's input or a disk, 3 the data.
+
+    With several ranks, 1 stands for the end of another rank.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
     try:
         return _dispatch(argv)
     except (DataError, UserError) as error:
-        if debug:
-            traceback.print_exc()
-        print(f"slca-fast: error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, DataError) else 2
+        return _fail(str(error), 3 if isinstance(error, DataError) else 2, debug)
     except BrokenPipeError:
         # The reader of our output has gone (``| head``): nobody is left to tell.
         sys.stderr.close()
         return 1
+    except OSError as error:
+        return _fail(_disk_trouble(error), 2, debug)
+    except RankLost as error:
+        return _fail(str(error), 1, debug)
+
+
+def _fail(text: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ else ""
+    print(f"slca-fast: error: {rank}{text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _disk_trouble(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    fixes = {
+        errno.ENOSPC: "; free some space, then go on with --resume",
+        errno.EDQUOT: "; free some of your quota, then go on with --resume",
+        errno.EIO: "; the disk is failing: copy the run folder elsewhere, then go on with --resume",
+    }
+    return f"{where}{error.strerror or error}{fixes.get(error.errno, '')}"
 
 
 def _dispatch(argv: list[str]) -> int:

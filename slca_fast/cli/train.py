@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,31 +102,42 @@ def _seeds(text: str | None) -> list[int]:
 
 def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, argv: Sequence[str]) -> int:
     from slca_fast.console import observer_for
+    from slca_fast.distributed import join_ranks, restarted
+    from slca_fast.environment import pick_device
     from slca_fast.experiment import Interrupted, run
+    from slca_fast.progress import Observer
     from slca_fast.report import comparison_table, write_report
-    from slca_fast.run_folder import require_free
 
+    ranks = join_ranks(any(pick_device(config.runtime.device).type == "cuda" for _, config in runs))
     console = Console(stderr=False)
-    stop = StopSignal()
+    # A batch system and torchrun may both pass one signal on to every rank.
+    stop = StopSignal(speaks=ranks.is_first, deaf_seconds=0.0 if ranks.alone else 10.0)
     done: list[Path] = []
-    if not options.resume:
-        # Before the first of several runs, not in the middle of the night.
-        for _, config in runs:
-            require_free(Path(config.output))
-    for source, config in runs:
+    # A restart by torchrun --max-restarts repeats the command as it was.
+    resumed = options.resume or restarted()
+    resumes = ranks.from_first(lambda: _which_resume([config for _, config in runs], resumed, options.resume))
+    for (source, config), resume in zip(runs, resumes):
         folder = Path(config.output)
-        resume = options.resume and (folder / "config.yaml").is_file()
-        if options.resume and not resume and len(runs) == 1:
-            raise UserError(f"--resume: {folder} holds no run; leave --resume out to start one there")
         prefix = f"[{source.name} seed {config.seed}] " if len(runs) > 1 else ""
-        observer = observer_for(console, prefix, config.optim.epochs)
+        observer = observer_for(console, prefix, config.optim.epochs) if ranks.is_first else Observer()
         with stop:
             try:
-                summary = run(config, preset=source.name, resume=resume, observer=observer, should_stop=stop.asked)
+                summary = run(
+                    config,
+                    preset=source.name,
+                    resume=resume,
+                    observer=observer,
+                    should_stop=stop.asked,
+                    ranks=ranks,
+                )
             except Interrupted as interrupted:
                 again = shlex.join(["slca-fast", "train", *argv, *([] if options.resume else ["--resume"])])
-                print(f"stopped; a checkpoint is in {interrupted.folder}; continue with: {again}", file=sys.stderr)
-                return 128 + stop.number
+                if ranks.is_first:
+                    print(f"stopped; a checkpoint is in {interrupted.folder}; continue with: {again}", file=sys.stderr)
+                ranks.leave()
+                return 128 + (stop.number or signal.SIGTERM)
+        if not ranks.is_first:
+            continue
         report = write_report(folder)
         done.append(folder)
         console.print(
@@ -137,7 +149,22 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
         )
     if len(done) > 1:
         _compare(done, console, comparison_table)
+    ranks.leave()
     return 0
+
+
+def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bool]:
+    """Whether each run is continued; raises UserError, before the first of them, for folders that forbid it."""
+    from slca_fast.run_folder import begun, require_free
+
+    folders = [Path(config.output) for config in configs]
+    if not resumed:
+        for folder in folders:
+            require_free(folder)
+        return [False for _ in folders]
+    if insist and len(folders) == 1 and not begun(folders[0]):
+        raise UserError(f"--resume: {folders[0]} holds no run; leave --resume out to start one there")
+    return [begun(folder) for folder in folders]
 
 
 def _compare(done: list[Path], console: Console, comparison_table) -> None:
@@ -151,10 +178,16 @@ def _compare(done: list[Path], console: Console, comparison_table) -> None:
 
 
 class StopSignal:
-    """Turns the first SIGINT or SIGTERM into a wish to stop; the second ends the process at once."""
+    """Turns the first SIGINT or SIGTERM into a wish to stop; a second one ends the process at once.
 
-    def __init__(self) -> None:
+    ``deaf_seconds``: how long after the first a further signal is taken for the same one. ``speaks``: whether this
+    process tells the user.
+    """
+
+    def __init__(self, speaks: bool = True, deaf_seconds: float = 0.0) -> None:
         self.number = 0
+        self.speaks, self.deaf_seconds = speaks, deaf_seconds
+        self._first_at = 0.0
         self._before: dict[int, object] = {}
 
     def asked(self) -> bool:
@@ -171,6 +204,10 @@ class StopSignal:
 
     def _received(self, number: int, frame: object) -> None:
         if self.number:
-            os._exit(128 + number)
-        self.number = number
-        print("stopping after this batch, with a checkpoint; once more to stop at once", file=sys.stderr, flush=True)
+            if time.monotonic() - self._first_at >= self.deaf_seconds:
+                os._exit(128 + number)
+            return
+        self.number, self._first_at = number, time.monotonic()
+        if self.speaks:
+            # Not print: a signal may arrive in the middle of one, which must not be entered twice.
+            os.write(2, b"stopping after this batch, with a checkpoint; once more to stop at once\n")
