@@ -177,7 +177,8 @@ class Stage1:
         with autocast(self.precision, self.device):
             with torch.set_grad_enabled(self.config.model.trainable != "head"):
                 features = self.backbone(images.to(self.device, non_blocking=True))
-            logits = self.head(features)
+        # The head and the loss are too small to gain from bf16 and lose digits by it.
+        logits = self.head(features.float())
         return symmetric_cross_entropy(logits, target_B, self.config.loss.ce_weight, self.config.loss.rce_weight)
 
     def _finite_sum(self, losses: list[Tensor], batches: list[np.ndarray], loss_sum: float) -> float:
