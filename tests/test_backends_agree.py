@@ -14,9 +14,10 @@ from slca_fast.errors import DataError, UserError
 
 needs_dali = pytest.mark.skipif(dali.why_not() is not None, reason=str(dali.why_not()))
 BACKENDS = ["pillow", "cache", pytest.param("dali", marks=needs_dali)]
-# Levels of 255, (largest, mean). Measured: the cache 0 but for rare roundings of crop boxes to float32 (1); DALI,
-# whose CPU decoder gives Pillow's pixels and whose resampling has floating-point weights, 3 and 0.19.
-LEVELS = {"cache": (1, 0.01), "dali": (4, 0.3)}
+# Levels of 255: largest, mean, and the share of values that differ by more than one. The cache is exact. DALI's CPU
+# decoder gives Pillow's pixels, but its resampling rounds once where Pillow rounds and clamps to 8 bits after each
+# axis: of 15 million values 19% differ by 1, 5 in 100,000 by more, at most by 6 (beside saturated highlights).
+LEVELS = {"cache": (0, 0, 0), "dali": (8, 0.3, 1e-3)}
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,9 @@ def test_backends_agree(folder, backend, recipe):
         ids, labels, images = run(source, batches, plan_of(index, recipe))
         assert torch.equal(ids, expected_ids) and torch.equal(labels, expected_labels)
         difference = (levels(images, config) - levels(expected, config)).abs()
-        largest, mean = LEVELS[backend]
+        largest, mean, share = LEVELS[backend]
         assert difference.max() <= largest + 1e-3 and difference.mean() <= mean
+        assert (difference > 1.5).float().mean() <= share
     source.close()
     pillow.close()
 

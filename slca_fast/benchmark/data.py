@@ -1,7 +1,7 @@
 """Throughput of the data backends against torchvision and a DataLoader, which is how the official code reads.
 
-``python -m slca_fast.benchmark.data --json FILE``. One interleaved run: in every round each backend delivers one epoch
-of the same made-up JPEGs, all by the same recipe; a ratio is of two times of the same round.
+``python -m slca_fast.benchmark.data --json FILE``. One interleaved run: in every round each backend delivers one
+epoch of the same made-up JPEGs, all by the same recipe; a ratio is of two times of the same round.
 """
 
 from __future__ import annotations
@@ -175,10 +175,9 @@ def table(rows: list[dict]) -> str:
     """The rows as text."""
     lines = [f"{'':<13} {'backend':<36} {'images/s':>9} {'ms':>9} {'ratio':>6}  (min .. max), n"]
     for row in rows:
-        lines.append(
-            f"{row['name']:<13} {row['backend']:<36} {row['achieved']:9.0f} {row['median_ms']:9.0f} {row['ratio']:6.2f}  "
-            f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}), {row['n']}"
-        )
+        times = f"{row['achieved']:9.0f} {row['median_ms']:9.0f} {row['ratio']:6.2f}"
+        spread = f"({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}), {row['n']}"
+        lines.append(f"{row['name']:<13} {row['backend']:<36} {times}  {spread}")
     return "\n".join(lines)
 
 
