@@ -16,8 +16,9 @@ needs_dali = pytest.mark.skipif(dali.why_not() is not None, reason=str(dali.why_
 BACKENDS = ["pillow", "cache", pytest.param("dali", marks=needs_dali)]
 # Levels of 255: largest, mean, and the share of values that differ by more than one. The cache is exact. DALI's CPU
 # decoder gives Pillow's pixels, but its resampling rounds once where Pillow rounds and clamps to 8 bits after each
-# axis: of 15 million values 19% differ by 1, 5 in 100,000 by more, at most by 6 (beside saturated highlights).
-LEVELS = {"cache": (0, 0, 0), "dali": (8, 0.3, 1e-3)}
+# axis: of 15 million values 19% differ by 1, 5 in 100,000 by more, at most by 6 (beside saturated highlights); a
+# brightness factor stretches that to 1 in 100 by more.
+LEVELS = {"cache": (0, 0, 0), "dali": (8, 0.3, 0.02)}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_backends_agree(folder, backend, recipe):
         difference = (levels(images, config) - levels(expected, config)).abs()
         largest, mean, share = LEVELS[backend]
         assert difference.max() <= largest + 1e-3 and difference.mean() <= mean
-        assert (difference > 1.5).float().mean() <= share
+        assert (difference > 1.5).float().mean() <= (share if recipe == "cifar100" else share / 20)
     source.close()
     pillow.close()
 
