@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint torture clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/slca-fast bench --suite ops
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# 100 kills at random times, on one rank and on two, and a failure at every file operation: minutes, not seconds.
+torture: $(VENV)/.installed-test
+	SLCA_FAST_TEST_KILLS=100 SLCA_FAST_TEST_EVERY_FAULT=1 $(BIN)/python -m pytest --timeout 7200 tests/test_kill.py tests/test_faults.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
