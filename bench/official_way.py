@@ -118,9 +118,14 @@ class OfficialLearner:
         backbone = build_backbone(self.config.model, self.config.data.image_size, self.config.seed)
         self.vit = backbone.vit.to(self.device)
         set_attention(self.vit, "bmm")
+        self.trained_names = {n for n, p in self.vit.named_parameters() if p.requires_grad}
         for block in self.vit.blocks:
             if isinstance(block.attn.qkv, LoraLinear):
                 block.attn.qkv = MaterialisedLora(block.attn.qkv)
+                # The official code pays for LoRA here too, but its optimizer leaves it out, so B stays 0.
+                rank, scale = self.config.model.lora.rank, self.config.model.lora.scale
+                block.mlp.fc1 = MaterialisedLora(LoraLinear(block.mlp.fc1, rank, scale))
+                block.mlp.fc2 = MaterialisedLora(LoraLinear(block.mlp.fc2, rank, scale))
         self.heads = Classifier(backbone.feature_dim)
 
     def features(self, images: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ class OfficialLearner:
         optim, model = self.config.optim, self.config.model
         head = self.heads.grow(self.plan.sizes[task], self.config.seed, self.device)
         lora_scale = optim.lora_lr_scale_first if task == 0 else optim.backbone_lr_scale
-        named = [(n, p) for n, p in self.vit.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in self.vit.named_parameters() if n in self.trained_names]
         is_lora = [n.rsplit(".", 1)[-1] in ("lora_A", "lora_B") for n, _ in named]
         groups = [
             {"params": [p for (_, p), lora in zip(named, is_lora) if lora], "lr": optim.lr * lora_scale},

@@ -84,12 +84,13 @@ def benchmark_config(
 
 def timed(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The function's result with ``wall_seconds`` and ``cpu_seconds`` (this process, its threads and children)."""
-    wall, cpu = time.perf_counter(), _cpu_seconds()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     result = function()
-    return {**result, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": _cpu_seconds() - cpu}
+    return {**result, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds() - cpu}
 
 
-def _cpu_seconds() -> float:
+def cpu_seconds() -> float:
+    """CPU time of this process, its threads and its finished children."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

@@ -99,6 +99,7 @@ def _show(row: dict[str, Any]) -> None:
     _say(
         f"{row['name']:<30} {row['shape']:<34} {row['backend']:<22} {row['baseline']:<20} {row['median_ms']:10.2f} "
         f"{row['ratio']:7.2f}  ({row['ratio_min']:.2f} .. {row['ratio_max']:.2f}), {row['n']}"
+        + (f"; by CPU time {row['cpu_ratio']:.2f}" if "cpu_ratio" in row else "")
     )
 
 

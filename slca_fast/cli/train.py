@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
             "options:\n  --seeds S,S,..   run once per seed and report mean and std\n"
             "  --resume         continue the newest checkpoint of the run folder\n"
             "  --print-config   print the resolved configuration and stop\n"
+            "  --profile        trace a few training steps and time the phases, in DIR/profile\n"
             "  --debug          show the traceback of an error\n"
         )
         print(config_help())
@@ -47,6 +48,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--seeds")
     names = []
     argv = list(argv)
@@ -120,6 +122,10 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
         folder = Path(config.output)
         prefix = f"[{source.name} seed {config.seed}] " if len(runs) > 1 else ""
         observer = observer_for(console, prefix, config.optim.epochs) if ranks.is_first else Observer()
+        if options.profile:
+            from slca_fast.profiling import ProfilingObserver
+
+            observer = ProfilingObserver(observer)
         with stop:
             try:
                 summary = run(
@@ -138,6 +144,8 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
                 return 128 + (stop.number or signal.SIGTERM)
         if not ranks.is_first:
             continue
+        if options.profile:
+            console.print(f"profile: {observer.write(folder, summary)}", highlight=False, markup=False, soft_wrap=True)
         report = write_report(folder)
         done.append(folder)
         console.print(
