@@ -77,6 +77,10 @@ class DataConfig:
     """Images larger than this are refused on their header alone, in 10^6 pixels."""
     num_workers: int | None = None
     """Decoding threads; none: one per CPU core."""
+    prefetch: int = 2
+    """Batches that DALI decodes ahead of the model."""
+    hw_decoder_load: float = 0.9
+    """Share of the JPEGs that DALI gives to the GPU's hardware decoder, where it has one."""
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 1, "data.image_size", self.image_size, "give a side of at least 1 pixel")
@@ -96,6 +100,8 @@ class DataConfig:
             self.num_workers,
             "give at least 1 thread, or leave it out",
         )
+        _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "decode at least 1 batch ahead")
+        _require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "give a share in [0, 1]")
         _require(self.max_megapixels > 0, "data.max_megapixels", self.max_megapixels, "give a positive number")
         _require(
             self.cache_budget_gb is None or self.cache_budget_gb >= 0,

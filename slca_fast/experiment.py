@@ -41,6 +41,7 @@ from slca_fast.gaussians import ClassGaussians
 from slca_fast.model.attention import AttentionChoice, choose_attention
 from slca_fast.model.backbone import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
+from slca_fast.model.products import fast_float32_products, float32_products_backend
 from slca_fast.ops.registry import automatic_backends
 from slca_fast.optim import optimizer_backend
 from slca_fast.presets import method_of
@@ -97,7 +98,8 @@ def run(
     """
     experiment = Experiment(config, preset, resume, observer or Observer(), should_stop, ranks)
     try:
-        return experiment.run()
+        with fast_float32_products(experiment.device):
+            return experiment.run()
     finally:
         experiment.close()
 
@@ -211,9 +213,13 @@ class Experiment:
         if not self.ranks.is_first:
             return
         replace_text(self.folder.path / "config.yaml", config_to_yaml(self.config))
-        replace_json(self.folder.path / "problems.json", [str(problem) for problem in self.dataset.problems])
+        replace_json(self.folder.path / "problems.json", self._problems())
         write_snapshot(self.folder.frozen, {"backbone": frozen_state(self.backbone)}, {})
         self.folder.log("start", preset=self.preset, seed=self.config.seed, data_sha256=self.data_hash)
+
+    def _problems(self) -> list[str]:
+        found = [*self.dataset.problems, *self.stream.problems]
+        return list(dict.fromkeys(str(problem) for problem in found))
 
     def _head_of(self, task: int) -> nn.Linear:
         if task < len(self.classifier.heads):
@@ -466,13 +472,16 @@ class Experiment:
             **{f"heads.{k}": v for k, v in self.classifier.state_dict().items()},
             **{f"gaussians.{k}": v for k, v in self.gaussians.state_tensors().items()},
         }
-        ops = automatic_backends(self.device)
+        ops, products = automatic_backends(self.device), float32_products_backend(self.device)
+        problems = self._problems()
+        replace_json(self.folder.path / "problems.json", problems)
         backends = {
             "data": self.stream.backend,
             "optimizer": optimizer_backend(config.optim.name, self.device),
             "attention": self.backbone.attention.name,
             "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
             "compile": "torch.compile" if self.compiled else "off",
+            "fp32 products": products[0],
             **{name: backend for name, (backend, _) in ops.items()},
         }
         facts = {
@@ -494,6 +503,7 @@ class Experiment:
                 "data": self.stream.reason,
                 "attention": self.backbone.attention.reason,
                 "last block": self.backbone.plain_reason or "exact; the model reads only its class token",
+                "fp32 products": products[1],
                 "compile": "asked for" if config.runtime.compile is not None else "on for CUDA, off on the CPU",
                 **{name: why for name, (_, why) in ops.items()},
             },
@@ -503,6 +513,6 @@ class Experiment:
             "precision": self.precision,
             "weights_sha256": weights_sha256(weights),
             "data_sha256": self.data_hash,
-            "data_problems": {"quarantined": len(self.dataset.problems), "notes": self.dataset.notes},
+            "data_problems": {"quarantined": len(problems), "notes": self.dataset.notes},
         }
         return write_results(self.folder.path, self.results, facts)

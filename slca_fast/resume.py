@@ -26,6 +26,8 @@ MAY_CHANGE = (
     "output",
     "data.root",
     "data.num_workers",
+    "data.prefetch",
+    "data.hw_decoder_load",
     "data.cache",
     "data.cache_budget_gb",
     "runtime.device",

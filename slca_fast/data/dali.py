@@ -26,7 +26,6 @@ from slca_fast.data.plan import AugmentPlan
 from slca_fast.data.recipes import RECIPES
 from slca_fast.errors import UserError
 
-_IN_FLIGHT = 2
 _PLACEHOLDER = np.frombuffer(b"P6 1 1 255\n\0\0\0", dtype=np.uint8)
 """Stands in for a file that could not be read, so that the rest of its batch goes on."""
 
@@ -61,14 +60,13 @@ class DaliSource:
         config: DataConfig,
         device: torch.device | str = "cpu",
         reason: str = "asked for",
-        hw_decoder_load: float = 0.9,
     ) -> None:
         missing = why_not()
         if missing:
             raise UserError(f"--data.backend is 'dali': {missing}")
         self.reason = reason
         self._index, self._config, self._device = index, config, torch.device(device)
-        self._hw_decoder_load = hw_decoder_load
+        self._in_flight = config.prefetch
         self._bad = RuntimeProblems(index, config.policy)
         self.problems = self._bad.found
         self._readers = ThreadPoolExecutor(num_threads(config), thread_name_prefix="dali-read")
@@ -85,9 +83,9 @@ class DaliSource:
         running: deque[_Request] = deque()
         try:
             for _ in chunks:
-                for id_B in islice(upcoming, _IN_FLIGHT + 1 - len(reading)):
+                for id_B in islice(upcoming, self._in_flight + 1 - len(reading)):
                     reading.append(self._read(id_B, plan_of(id_B)))
-                while reading and len(running) < _IN_FLIGHT:
+                while reading and len(running) < self._in_flight:
                     running.append(self._feed(reading.popleft(), largest))
                 batch = self._finish(running.popleft())
                 if batch is not None:
@@ -162,7 +160,7 @@ class DaliSource:
     def _fill_queue(self, pipeline: Any) -> None:
         """A pipeline's first scheduled run is as many as its queue is deep; they get a black pixel each."""
         pair = np.ones((1, 2), dtype=np.int32)
-        for _ in range(_IN_FLIGHT):
+        for _ in range(self._in_flight):
             self._feed_arrays(
                 pipeline,
                 [_PLACEHOLDER],
@@ -176,7 +174,7 @@ class DaliSource:
                 },
             )
         pipeline.schedule_run()
-        for _ in range(_IN_FLIGHT):
+        for _ in range(self._in_flight):
             pipeline.outputs()
 
     def _build(self, capacity: int, size: int) -> Any:
@@ -188,7 +186,7 @@ class DaliSource:
             batch_size=capacity,
             num_threads=num_threads(self._config),
             device_id=(self._device.index or 0) if on_gpu else None,
-            prefetch_queue_depth=_IN_FLIGHT,
+            prefetch_queue_depth=self._in_flight,
         )
 
         def given(name: str, dtype: Any, ndim: int) -> Any:
@@ -196,7 +194,7 @@ class DaliSource:
 
         with pipeline:
             encoded = given("encoded", types.UINT8, 1)
-            decoder = {"device": "mixed", "hw_decoder_load": self._hw_decoder_load} if on_gpu else {}
+            decoder = {"device": "mixed", "hw_decoder_load": self._config.hw_decoder_load} if on_gpu else {}
             images = fn.decoders.image_slice(
                 encoded,
                 start=given("start", types.INT32, 1),

@@ -11,7 +11,7 @@ import torch
 from slca_fast.config import DataConfig
 from slca_fast.data.batch import Batch, PlanOf, Source
 from slca_fast.data.datasets import open_source
-from slca_fast.data.index import ImageDataset, ImageIndex
+from slca_fast.data.index import ImageDataset, ImageIndex, Problem
 from slca_fast.data.plan import AugmentPlan, epoch_order, test_plan, train_plan
 from slca_fast.tasks import TaskPlan
 
@@ -122,6 +122,11 @@ class Stream:
     def seen_test(self, task: int) -> ImageSet:
         """Test images of every label seen once ``task`` has arrived."""
         return self._set("test", 0, self.plan.offsets[task + 1])
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Files that turned out bad only when they were decoded, and were left out."""
+        return [problem for source in self._source.values() for problem in source.problems]
 
     def close(self) -> None:
         for source in self._source.values():
