@@ -30,7 +30,8 @@ def _own_cache(monkeypatch, tmp_path) -> None:
 
 def test_fp32_is_never_measured(monkeypatch) -> None:
     monkeypatch.setattr(attention, "_measure", lambda *args: pytest.fail("measured"))
-    assert choose_attention(vit(), CPU, "fp32", 8).name == "sdpa"
+    assert choose_attention(vit(), CPU, "fp32", 8).name == "bmm"
+    assert choose_attention(vit(), torch.device("cuda"), "fp32", 8).name == "sdpa"
     assert choose_attention(vit(), CPU, "bf16", 8, "bmm") == AttentionChoice("bmm", "asked for")
 
 

@@ -35,6 +35,7 @@ from slca_fast.gaussians import ClassGaussians
 from slca_fast.model.attention import choose_attention
 from slca_fast.model.backbone import Backbone, autocast, build_backbone
 from slca_fast.model.head import Classifier
+from slca_fast.model.products import fast_float32_products
 from slca_fast.train import Stage1
 
 BASELINE = "official way, fp32"
@@ -79,7 +80,7 @@ def training_step(method: str, images: Path, device: torch.device, compiled: boo
         backbone = fast_backbone(config, device, precision, with_compiler)
         head = Classifier(backbone.feature_dim).grow(2, config.seed, device)
         stage1 = Stage1(backbone, head, None, config, 0, 0, precision)
-        ways[way] = lambda stage1=stage1: stage1._step(batch)
+        ways[way] = _as_a_run(device, lambda stage1=stage1: stage1._step(batch))
     return Stage("training step", f"{method}, batch {BATCH}", BATCH, ways)
 
 
@@ -95,7 +96,7 @@ def evaluation_forward(method: str, images: Path, device: torch.device, compiled
     ways = {BASELINE: lambda: forward(learner.features, "fp32")}
     for way, precision, with_compiler in _our_ways(compiled):
         backbone = fast_backbone(config, device, precision, with_compiler).eval()
-        ways[way] = lambda backbone=backbone, precision=precision: forward(backbone, precision)
+        ways[way] = _as_a_run(device, lambda backbone=backbone, precision=precision: forward(backbone, precision))
     return Stage("evaluation forward", f"{method}, batch {BATCH}", BATCH, ways)
 
 
@@ -118,9 +119,12 @@ def class_statistics(method: str, images: Path, device: torch.device, compiled: 
     ways: dict[str, Callable[[], Any]] = {BASELINE: official}
     for way, precision, with_compiler in _our_ways(compiled):
         backbone = fast_backbone(config, device, precision, with_compiler)
-        ways[way] = lambda backbone=backbone, precision=precision: measure_classes(
-            backbone, task, config.align.ridge, precision
-        ).factorize()
+        ways[way] = _as_a_run(
+            device,
+            lambda backbone=backbone, precision=precision: measure_classes(
+                backbone, task, config.align.ridge, precision
+            ).factorize(),
+        )
     shape = f"{method}, 2 classes x {task.num_images // 2} images"
     return Stage("class statistics", shape, task.num_images, ways, counts_flops=False)
 
@@ -157,11 +161,15 @@ def alignment(method: str, images: Path, device: torch.device, compiled: bool, t
                 learner.accuracy(test, heads)
 
     linear = learner.heads.linear()
-    ours = lambda: align(linear, gaussians, config.align, config.optim.weight_decay, config.seed)  # noqa: E731
+
+    def align_once() -> None:
+        align(linear, gaussians, config.align, config.optim.weight_decay, config.seed)
+
     name = "alignment" if test_passes else "alignment without test passes"
     num_features = config.align.epochs * config.align.samples_per_class * num_classes
     shape = f"{method}, {num_classes} classes, {config.align.epochs} epochs"
-    return Stage(name, shape, num_features, {BASELINE: official, "fp32": ours}, counts_flops=False)
+    ways = {BASELINE: official, "fp32": _as_a_run(device, align_once)}
+    return Stage(name, shape, num_features, ways, counts_flops=False)
 
 
 def alignment_alone(method: str, images: Path, device: torch.device, compiled: bool) -> Stage:
@@ -273,6 +281,16 @@ def _our_ways(compiled: bool) -> Iterator[tuple[str, str, bool]]:
     yield "bf16", "bf16", False
     if compiled:
         yield "bf16, torch.compile", "bf16", True
+
+
+def _as_a_run(device: torch.device, way: Callable[[], Any]) -> Callable[[], Any]:
+    """``way`` under the settings that a run makes."""
+
+    def run_way() -> None:
+        with fast_float32_products(device):
+            way()
+
+    return run_way
 
 
 def _official_learner(config: Config, device: torch.device):
