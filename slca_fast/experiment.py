@@ -246,8 +246,13 @@ class Experiment:
                     raise Interrupted(self.folder.path) from None
                 except torch.OutOfMemoryError as error:
                     raise UserError(OUT_OF_MEMORY.format(where=f"stage 1 on {self.device}")) from error
+            try:
+                self._log_epoch(report, images)
+            except StoppedPass:
+                # The epoch counts as done but for its last word: the accuracy comes after the resume.
+                self._save(Position(task, epoch, images.num_steps, report.loss_sum), stage1.optimizer)
+                raise Interrupted(self.folder.path) from None
             self.position = Position(task, epoch + 1, 0, 0.0)
-            self._log_epoch(report, images)
             last = epoch + 1 == self.config.optim.epochs
             if not last and self._checkpoint_is_due():
                 self._save(self.position, stage1.optimizer)
@@ -276,7 +281,7 @@ class Experiment:
         self.observer.epoch_finished(report, extra)
 
     def _accuracy_now(self, images: ImageSet) -> float:
-        features, labels = self._features(images)
+        features, labels = self._features(images, should_stop=self.should_stop)
         return evaluate(self.classifier.linear(), features, labels, self.plan).accuracy
 
     def _measure(self, images: ImageSet, task: int) -> ClassGaussians:

@@ -49,6 +49,8 @@ class EpochReport:
     seconds: float
     data_seconds: float
     """Part of ``seconds`` spent waiting for images."""
+    loss_sum: float
+    """Sum over the epoch's images."""
 
 
 @dataclass
@@ -135,6 +137,7 @@ class Stage1:
             sum(len(ids) for ids in todo),
             time.perf_counter() - start,
             waited,
+            total,
         )
 
     def _step(self, batch: Batch) -> Tensor:
