@@ -17,8 +17,8 @@ def fast_float32_products(device: torch.device) -> Iterator[None]:
     """Sends float32 matrix products on the CPU to oneDNN while it lasts, if they stay float32 products there.
 
     torch does so only at the precision "medium", which allows to round the factors to bf16. Whether this processor
-    really would is tried out first; where it does, and on CUDA, nothing changes. The setting is the process's and is put
-    back at the end.
+    really would is tried out first; where it does, and on CUDA, nothing changes. The setting is the process's and is
+    put back at the end.
     """
     with _precision("medium" if device.type == "cpu" and why_not() is None else None):
         yield
