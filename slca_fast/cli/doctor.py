@@ -65,7 +65,23 @@ def _fast_paths(device: torch.device) -> dict[str, str]:
             "install the extra: pip install slca-fast[dali]; images are decoded by Pillow without it",
         ),
         "NVIDIA apex": "yes" if apex_optimizers() is not None else "no: not installed, torch's fused optimizers serve",
+        **_arithmetic(device),
         "optimizer": f"{optimizer_backend('sgd', device)}; {optimizer_backend('adamw', device)}",
+    }
+
+
+def _arithmetic(device: torch.device) -> dict[str, str]:
+    from slca_fast.environment import pick_compile
+    from slca_fast.model.attention import cpu_bf16_units
+    from slca_fast.model.products import float32_products_backend
+
+    units = [name for name, found in cpu_bf16_units().items() if found]
+    products, why = float32_products_backend(device)
+    return {
+        "bf16 units of the CPU": f"{', '.join(units)}: --runtime.precision bf16 pays" if units else "none",
+        "fp32 products": f"{products}: {why}",
+        "torch.compile": "on" if pick_compile(None, device) else "off on the CPU, where it gains nothing measurable",
+        "last block": "on the class token alone for timm's plain token-pooled ViTs; timm's own forward for others",
     }
 
 
