@@ -1,7 +1,7 @@
 """Fills performance.md's target table on a CUDA machine in one call of under nine minutes.
 
-``python bench/gpu_table.py [--json FILE] [--minutes 8.5]``: takes the targets and the GPU tests one by one until the time
-is up, and writes what it got after each; a target that was not reached in time says "not measured".
+``python bench/gpu_table.py [--json FILE] [--minutes 8.5]``: takes the targets and the GPU tests one by one until the
+time is up, and writes what it got after each; a target that was not reached in time says "not measured".
 """
 
 from __future__ import annotations
