@@ -16,6 +16,8 @@ from slca_fast.optim import cosine
 
 # SLCA++: r ~ U(mu - 0.01, mu + 0.01), wherever the range of feature_scale is drawn.
 SCALE_HALF_WIDTH = 0.01
+# Keeps a task's samples independent of its head's first weights, which the same seed and task decide.
+ALIGN_STREAM = 1 << 16
 
 
 def align_classifier(
@@ -100,7 +102,7 @@ def align(
     task = len(classifier.task_sizes) - 1
     if config.epochs == 0 or task == 0:
         return classifier
-    generator = torch.Generator().manual_seed((seed << 16) + task)
+    generator = torch.Generator().manual_seed((seed << 20) + ALIGN_STREAM + task)
     weight, bias = align_classifier(
         classifier.weight_CD,
         classifier.bias_C,

@@ -43,6 +43,12 @@ def positions(checkpoints: Path) -> list[Path]:
     return sorted(found, key=lambda p: tuple(map(int, _POSITION.match(p.name).groups())))
 
 
+def is_finished_task(position: Path) -> bool:
+    """Whether a training checkpoint lies between two tasks, so that its backbone and classifier belong together."""
+    task, epoch, step = map(int, _POSITION.match(position.name).groups())
+    return task > 0 and epoch == 0 and step == 0
+
+
 def require_free(path: Path) -> None:
     """Raises UserError when a new run cannot have ``path`` because something is there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -178,12 +184,16 @@ class RunFolder:
         state: Mapping[str, Any],
         keep: int,
     ) -> Path:
-        """Writes the checkpoint of a position and removes all but the ``keep`` newest."""
+        """Writes the checkpoint of a position and removes all but the ``keep`` newest and the last finished task's."""
         self._metrics.sync()
         name = f"task-{task:03d}-epoch-{epoch:04d}-step-{step:06d}"
         path = write_snapshot(self.checkpoints / name, tensors, state)
-        for old in positions(self.checkpoints)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        saved = positions(self.checkpoints)
+        # What evaluation and export read must outlive the checkpoints within the next task.
+        kept = {*saved[-keep:], *[p for p in saved if is_finished_task(p)][-1:]}
+        for old in saved:
+            if old not in kept:
+                shutil.rmtree(old, ignore_errors=True)
         return path
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from slca_fast.evaluate import class_scores
 from slca_fast.model.backbone import Backbone, build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.resume import restore_model
-from slca_fast.run_folder import positions, read_config
+from slca_fast.run_folder import is_finished_task, positions, read_config
 from slca_fast.tasks import TaskPlan
 from slca_fast.train import autocast
 
@@ -56,8 +56,8 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     """The newest finished task of run folder ``run``; raises UserError when there is none that can be trusted."""
     config = config_from_dict(read_config(run))
     problems: list[str] = []
-    snapshots = newest_valid(positions(run / "checkpoints"), problems.append)
-    _, tensors, state = next((found for found in snapshots if "aligned" in found[1]), (None, None, None))
+    finished = [position for position in positions(run / "checkpoints") if is_finished_task(position)]
+    _, tensors, state = next(newest_valid(finished, problems.append), (None, None, None))
     if tensors is None:
         reason = f" ({problems[0]})" if problems else ""
         raise UserError(f"{run} has no finished task yet{reason}")

@@ -188,3 +188,24 @@ def test_tensorboard_gets_the_same_numbers(images, tmp_path) -> None:
 def test_a_tracker_that_is_not_installed_is_named(images, tmp_path) -> None:
     with pytest.raises(UserError, match="--track.wandb true: the package wandb is not installed"):
         run(tiny_config(images, tmp_path / "run", "--track.wandb", "true"), preset="demo")
+
+
+def test_a_stopped_run_evaluates_as_its_last_finished_task(images, finished, tmp_path) -> None:
+    asked = []
+
+    def should_stop() -> bool:
+        asked.append(1)
+        return len(asked) > 40
+
+    config = tiny_config(images, tmp_path / "run", *SIZES, "--checkpoint.keep", "1", "--optim.epochs", "6")
+    with pytest.raises(Interrupted):
+        run(config, preset="demo", should_stop=should_stop)
+    events = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    done = [e for e in events if e["event"] == "task"]
+    assert done and events[-1]["event"] == "epoch", "the stop must fall within a task"
+    model = load_run(tmp_path / "run")
+    assert model.num_tasks_done == len(done)
+    seen = {model.name_of(i) for i in range(model.plan.offsets[model.num_tasks_done])}
+    paths = sorted(p for p in (images / "test").rglob("*.png") if p.parent.name in seen)
+    hits = [p.classes[0] == Path(p.path).parent.name for p in predict(model, paths, top_k=1)]
+    assert 100 * sum(hits) / len(hits) == pytest.approx(done[-1]["accuracy"])

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
         """
         for parameter in self.heads.parameters():
             parameter.requires_grad_(False)
-        generator = torch.Generator().manual_seed((seed << 16) + len(self.heads))
+        generator = torch.Generator().manual_seed((seed << 20) + len(self.heads))
         # Born empty: the default initialisation would draw from the caller's generator.
         head = nn.Linear(self.feature_dim, num_labels, device="meta").to_empty(device="cpu")
         nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
