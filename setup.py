@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
@@ -47,6 +48,15 @@ class CMakeBuild(build_ext):
         """CMake wrote the library where it belongs already."""
 
 
+class Wheel(bdist_wheel):
+    """One wheel for every Python: the native library is loaded with ctypes, so only the platform matters."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        build = self.get_finalized_command("build")
+        native = list((Path(build.build_lib) / "slca_fast" / "kernels" / "_native").glob("lib*"))
+        return "py3", "none", super().get_tag()[2] if native else "any"
+
+
 setup(
     packages=[
         *find_packages(str(ROOT), include=["slca_fast", "slca_fast.*"]),
@@ -54,7 +64,9 @@ setup(
         *(f"slca_fast.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))),
     ],
     package_dir={"slca_fast": "slca_fast", "slca_fast.kernels": "kernels"},
+    # What MANIFEST.in lists for the sdist (C++ sources) is no use in a wheel.
+    include_package_data=False,
     package_data={"slca_fast": ["*.html.j2"], "slca_fast.embedded": ["*.safetensors", "*.json", "*.md"]},
     ext_modules=[Extension("slca_fast.kernels._native", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )
