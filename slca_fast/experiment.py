@@ -145,7 +145,7 @@ class Experiment:
         self.results: list[TaskResult] = []
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.earlier_seconds = 0.0
-        self.trained_images = 0
+        self.trained_images, self.train_seconds = 0, 0.0
         self.position = Position(0, 0, 0, 0.0)
         self.optimizer_state: dict[str, Tensor] | None = None
         self.frozen_hash = weights_sha256(frozen_state(self.backbone))
@@ -194,7 +194,7 @@ class Experiment:
         )
         self.backbone.use_attention(AttentionChoice(*chosen))
         if self.compiled:
-            self.backbone.use_compiler(num_images)
+            self.backbone.use_compiler(num_images, config.optim.batch_size)
 
     def _compile(self) -> None:
         if self.compiled and self.position.task < self.plan.num_tasks:
@@ -267,6 +267,7 @@ class Experiment:
         self.seconds["stage1"] -= report.data_seconds
         self.seconds["data"] += report.data_seconds
         self.trained_images += report.num_images
+        self.train_seconds += report.seconds
         extra = {}
         every = self.config.eval.every_epochs
         if every and (report.epoch + 1) % every == 0:
@@ -394,6 +395,7 @@ class Experiment:
             "seconds": self.seconds,
             "total_seconds": self._total_seconds(),
             "trained_images": self.trained_images,
+            "train_seconds": self.train_seconds,
             "metrics_bytes": self.folder.metrics_bytes,
         }
         self.folder.save_position(
@@ -471,7 +473,7 @@ class Experiment:
     def _write_summary(self, status: str) -> dict[str, Any]:
         if not self.ranks.is_first:
             return {**summary_metrics(self.results), "status": status}
-        config, train_seconds = self.config, self.seconds["stage1"] + self.seconds["compile"]
+        config = self.config
         weights = {
             **{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()},
             **{f"heads.{k}": v for k, v in self.classifier.state_dict().items()},
@@ -501,7 +503,7 @@ class Experiment:
             "num_ranks": self.ranks.size,
             "exchange_seconds": self.ranks.seconds,
             "total_seconds": self._total_seconds(),
-            "train_images_per_second": self.trained_images / train_seconds if train_seconds else 0.0,
+            "train_images_per_second": self.trained_images / self.train_seconds if self.train_seconds else 0.0,
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "backends": backends,
             "backend_reasons": {

@@ -91,7 +91,7 @@ def all_ops() -> dict[str, OpSpec]:
 
 
 def automatic_backends(device: torch.device) -> dict[str, tuple[str, str]]:
-    """What ``auto`` takes for every op on ``device``, and in words why nothing that is preferred."""
+    """What ``auto`` takes for every op and float32 inputs on ``device``, and why nothing that is preferred to it."""
     chosen = {}
     for name, spec in sorted(all_ops().items()):
         order = spec.backends.get(device.type, ("reference",))
