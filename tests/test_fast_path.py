@@ -60,7 +60,7 @@ def test_padding_changes_neither_features_nor_gradients(monkeypatch, num_images:
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
     plain, padded = Backbone(vit().double()), Backbone(vit().double())
     padded.load_state_dict(plain.state_dict())
-    padded.use_compiler(4)
+    padded.use_compiler(4, 4)
     images = torch.randn(num_images, 3, 16, 16, dtype=torch.float64)
     upstream = torch.randn(num_images, 32, dtype=torch.float64)
     results = []

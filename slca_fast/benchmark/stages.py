@@ -47,7 +47,7 @@ def fast_backbone(config: Config, device: torch.device, precision: str, compiled
     backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
     backbone.use_attention(choose_attention(backbone.vit, device, precision, config.optim.batch_size))
     if compiled:
-        backbone.use_compiler(config.optim.batch_size)
+        backbone.use_compiler(config.optim.batch_size, config.optim.batch_size)
     return backbone
 
 

@@ -36,7 +36,7 @@ class Backbone(nn.Module):
         """Why timm's own forward runs instead of the one with a class-token-only last block; None if it does not."""
         self.attention = AttentionChoice("sdpa", "torch's default")
         self._compiled: Callable[[Tensor], Tensor] | None = None
-        self._num_rows = 0
+        self._num_rows: dict[bool, int] = {}
 
     @property
     def feature_dim(self) -> int:
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
             if self._compiled is None:
                 return self._features(images)
             # One shape for every batch: a ragged one is padded with rows that nobody reads, so their gradient is 0.
-            missing = self._num_rows - len(images)
+            missing = self._num_rows[self.training] - len(images)
             if missing < 0:
                 return self._features(images)
             padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
@@ -58,21 +58,22 @@ class Backbone(nn.Module):
         choice.applied_to(self.vit)
         self.attention = choice
 
-    def use_compiler(self, num_images: int) -> None:
-        """Compiles the forward pass (and its backward) at its next call, for batches of up to ``num_images``.
+    def use_compiler(self, num_training: int, num_evaluation: int) -> None:
+        """Compiles the forward pass (and its backward) at its next call, for batches of up to so many images.
 
         Heads stay outside, so a new head recompiles nothing.
         """
-        self._compiled, self._num_rows = torch.compile(self._features, dynamic=False), num_images
+        self._compiled = torch.compile(self._features, dynamic=False)
+        self._num_rows = {True: num_training, False: num_evaluation}
 
     def warm_up(self, image_size: int, precision: str) -> None:
         """Compiles now, for training and for evaluation, on black images; leaves no gradient and no random number."""
         device = next(self.parameters()).device
-        images = torch.zeros(self._num_rows, 3, image_size, image_size, device=device)
         was_training = self.training
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for training in (True, False):
                 self.train(training)
+                images = torch.zeros(self._num_rows[training], 3, image_size, image_size, device=device)
                 with autocast(precision, device), torch.set_grad_enabled(training):
                     features = self(images)
                 if features.requires_grad:
