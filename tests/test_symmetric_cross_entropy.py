@@ -228,3 +228,19 @@ def test_ranks_of_a_data_parallel_model_get_the_gradient_of_the_whole_batch(tmp_
         torch.testing.assert_close(ours, model.weight.grad)
     finally:
         dist.destroy_process_group()
+
+
+@over_backends
+@pytest.mark.parametrize("logits_dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("weight_dtype", (torch.float64, torch.float16))
+def test_row_weights_of_another_dtype_weigh_the_same(backend, logits_dtype, weight_dtype):
+    logits_BC = spread_logits(4, 7).to(logits_dtype)
+    target_B, weight_B = torch.tensor([2, 0, 6, 4]), torch.tensor([1.0, 0.25, 3.0, 0.5])
+
+    def loss_and_gradient(weight_B):
+        leaf_BC = logits_BC.clone().requires_grad_()
+        loss = symmetric_cross_entropy(leaf_BC, target_B, row_weight_B=weight_B, backend=backend)
+        return loss, *torch.autograd.grad(loss, leaf_BC)
+
+    for ours, expected in zip(loss_and_gradient(weight_B.to(weight_dtype)), loss_and_gradient(weight_B)):
+        assert ours.dtype == expected.dtype and torch.equal(ours, expected)

@@ -25,6 +25,7 @@ def task_normalized_cross_entropy_native(
 
     Raises NativeError (status 2) when a label is out of range.
     """
+    assert scale_B.dtype == torch.float32, scale_B.dtype
     num_rows, num_classes = logits_BC.shape
     if logits_BC.stride(1) != 1:
         logits_BC = logits_BC.contiguous()

@@ -32,7 +32,7 @@ def symmetric_cross_entropy(
     logits_BC: [B, C] float16, bfloat16, float32 or float64; computed in float32 (float64 in float64).
     target_B: [B] integer labels in [0, C). Rows labelled ``ignore_index`` and rows of weight 0 are not looked at,
         so they may hold anything; their gradient is 0.
-    row_weight_B: [B] floating point, a constant (it gets no gradient). "mean" is ``sum(w_i L_i) / sum(w_i)``; like
+    row_weight_B: [B] floating point of any width, a constant (it gets no gradient). "mean" is ``sum(w_i L_i) / sum(w_i)``; like
         torch's cross_entropy it is NaN when nothing is left to average.
     Returns [] ("mean", "sum") or [B] ("none") in the dtype of the logits, float32 under autocast.
     Raises ValueError for shapes, dtypes and devices that do not fit; with ``check``, which costs a device
@@ -46,7 +46,7 @@ def symmetric_cross_entropy(
     weight_B = (target_B != ignore_index).to(dtype)
     if row_weight_B is not None:
         row_loss.validate_weight("symmetric_cross_entropy", row_weight_B, logits_BC)
-        weight_B = weight_B * row_weight_B
+        weight_B = weight_B * row_weight_B.to(dtype)
     if check:
         row_loss.check_values("symmetric_cross_entropy", logits_BC, target_B, weight_B)
     chosen = row_loss.choose("symmetric_cross_entropy", backend, logits_BC)
@@ -127,6 +127,8 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
             (_logits(6, 33, device, dtype, 3), target_B, 1.0, 0.1),
             {"reduction": reduction, "row_weight_B": weight_B},
         )
+    args = (_logits(6, 33, device, dtype, 3), target_B)
+    yield Sample("6x33 weighted in float64", args, {"row_weight_B": weight_B.double()})
 
 
 def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
