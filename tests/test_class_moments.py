@@ -121,3 +121,14 @@ def test_unchecked_labels_out_of_range_are_left_out():
     ours = class_moments(features, labels, 2, check=False)
     kept = (labels >= 0) & (labels < 2)
     torch.testing.assert_close(ours, class_moments(features[kept], labels[kept], 2))
+
+
+@pytest.mark.parametrize("num_classes", (128, 256, 300))
+@pytest.mark.parametrize("dtype", (torch.uint8, torch.int8, torch.int16), ids=str)
+def test_narrow_labels_count_like_wide_ones(dtype, num_classes):
+    labels = torch.arange(min(num_classes, torch.iinfo(dtype).max + 1)).repeat(2)
+    features = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(0))
+    ours = class_moments(features, labels.to(dtype), num_classes)
+    for narrow, wide in zip(ours, class_moments(features, labels, num_classes)):
+        assert torch.equal(narrow, wide)
+    assert int(ours.count_C.sum()) == len(labels)

@@ -65,7 +65,8 @@ def class_moments(
         triton=triton_runtime.why_not(features_ND.device.type)
         or ("it accumulates in float32; float64 takes the reference" if wide else None),
     )
-    return Moments(*_class_moments(features_ND.detach(), labels_N, num_classes, chosen, accumulate_dtype,
+    # int64: a narrow dtype may not hold the bounds 0 .. C that the backends search for
+    return Moments(*_class_moments(features_ND.detach(), labels_N.long(), num_classes, chosen, accumulate_dtype,
                                    input_precision))
 
 
