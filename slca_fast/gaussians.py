@@ -24,6 +24,8 @@ from slca_fast.ops.gaussian_sampling import cholesky_factor, sample_gaussians, s
 FORMAT = "slca_fast.ClassGaussians/1"
 MAX_DENSE_BYTES = 1 << 29
 """Most bytes of full [D, D] matrices that exist at a time while measuring or factoring."""
+MAX_CLASSES = 1_000_000
+"""Class ids lie below this: memory grows with the largest id, so a larger one is taken for a mistake."""
 
 
 def _full_precision(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,8 +74,8 @@ class ClassGaussians:
         self, feature_dim: int, ridge: float = 1e-4, *, accumulate_dtype: torch.dtype = torch.float64,
         factor_dtype: torch.dtype = torch.float64, storage: str = "auto",
     ) -> None:
-        if feature_dim < 1:
-            raise ValueError(f"feature_dim must be >= 1, got {feature_dim}")
+        if not isinstance(feature_dim, int | np.integer) or isinstance(feature_dim, bool) or feature_dim < 1:
+            raise ValueError(f"feature_dim must be an integer >= 1, got {feature_dim!r}")
         if not (ridge >= 0 and math.isfinite(ridge)):
             raise ValueError(f"ridge must be finite and >= 0, got {ridge}")
         for name, dtype in (("accumulate_dtype", accumulate_dtype), ("factor_dtype", factor_dtype)):
@@ -81,7 +83,7 @@ class ClassGaussians:
                 raise ValueError(f"{name} must be torch.float32 or torch.float64, got {dtype}")
         if storage not in ("auto", "dense"):
             raise ValueError(f"storage must be 'auto' or 'dense', got {storage!r}")
-        self.feature_dim, self.ridge = feature_dim, float(ridge)
+        self.feature_dim, self.ridge = int(feature_dim), float(ridge)
         self.accumulate_dtype, self.factor_dtype, self.storage = accumulate_dtype, factor_dtype, storage
         # Per class; tensors are replaced, never written to, so that values can share them.
         self._count: list[int] = []
@@ -126,10 +128,11 @@ class ClassGaussians:
 
     @_full_precision
     def update(self, features_ND: Tensor, labels_N: Tensor, *, check: bool | None = None) -> None:
-        """Adds rows. features_ND [N, D] floating point, labels_N [N] integers >= 0, in any order.
+        """Adds rows. features_ND [N, D] floating point, labels_N [N] integers >= 0 and below
+        MAX_CLASSES, in any order.
 
         ``check``: raise ValueError naming the class of a NaN or infinite feature, which costs a synchronisation on
-        CUDA; None: on the CPU only. Raises: ValueError for wrong shapes, dtypes or negative labels.
+        CUDA; None: on the CPU only. Raises: ValueError for wrong shapes, dtypes or labels out of range.
         """
         if features_ND.ndim != 2 or features_ND.shape[1] != self.feature_dim or not features_ND.is_floating_point():
             raise ValueError(f"features_ND must be floating point of shape [N, {self.feature_dim}], got "
@@ -151,6 +154,8 @@ class ClassGaussians:
         classes, counts = class_P.tolist(), count_P.tolist()
         if classes[0] < 0:
             raise ValueError(f"labels_N must be >= 0, got {classes[0]}")
+        if classes[-1] >= MAX_CLASSES:
+            raise ValueError(f"labels_N must be below {MAX_CLASSES}, got {classes[-1]}; number the classes from 0")
         self._grow(classes[-1] + 1)
         self._forget_factors(set(classes))
         thin = [self._is_low_rank(c) and self._num_rows(c) + n + 1 <= self._max_rank
@@ -171,12 +176,14 @@ class ClassGaussians:
         (else torch's default) draws one seed. ``mean_scale_C`` [num_classes] multiplies the means (SLCA's
         mean scaling).
 
-        Raises: ValueError for a class without rows, whose covariance cannot be factored, or a wrong
+        Raises: ValueError for a class without rows, named twice, or whose covariance cannot be factored, or a wrong
         mean_scale_C.
         """
         wanted = list(range(self.num_classes)) if classes is None else [int(c) for c in classes]
         if num_per_class < 0:
             raise ValueError(f"num_per_class must be >= 0, got {num_per_class}")
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"classes must differ from each other, got {wanted}; raise num_per_class for more rows")
         self._require_rows(wanted)
         if mean_scale_C is not None and mean_scale_C.shape != (self.num_classes,):
             raise ValueError(f"mean_scale_C must have shape ({self.num_classes},), got {tuple(mean_scale_C.shape)}")

@@ -356,3 +356,23 @@ def test_an_unfactorable_class_is_named():
     gaussians._scatter[2] = torch.full_like(gaussians._scatter[2], torch.nan)
     with pytest.raises(ValueError, match="class 2 cannot be factored"):
         gaussians.sample(1)
+
+
+@pytest.mark.parametrize("feature_dim", (4.0, "4", True, None))
+def test_a_width_that_is_no_integer_is_refused(feature_dim):
+    with pytest.raises(ValueError, match="feature_dim must be an integer"):
+        ClassGaussians(feature_dim)
+
+
+def test_a_class_asked_for_twice_is_refused():
+    gaussians = ClassGaussians(3)
+    gaussians.update(torch.randn(12, 3), torch.arange(12) % 3)
+    with pytest.raises(ValueError, match=r"differ from each other, got \[1, 1, 0\]"):
+        gaussians.sample(2, classes=[1, 1, 0])
+
+
+def test_an_absurd_class_id_is_refused_before_memory_is_taken():
+    gaussians = ClassGaussians(3)
+    with pytest.raises(ValueError, match="below 1000000, got 30000000"):
+        gaussians.update(torch.randn(2, 3), torch.tensor([0, 30_000_000]))
+    assert gaussians.num_classes == 0
