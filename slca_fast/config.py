@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from slca_fast.errors import UserError
 
-Recipe = Literal["imagenet-r", "cub200", "cars196", "domainnet", "cifar100", "none"]
+Recipe = Literal["imagenet-r", "cub200", "cars196", "resisc45", "domainnet", "cifar100", "none"]
 
 
 def _require(condition: bool, option: str, value: object, fix: str) -> None:
@@ -195,6 +195,7 @@ class OptimConfig:
             lora_lr_scale_first=self.lora_lr_scale_first,
             weight_decay=self.weight_decay,
         )
+        _require(self.momentum < 1, "optim.momentum", self.momentum, "give a number in [0, 1)")
         _require(self.epochs >= 1, "optim.epochs", self.epochs, "train for at least 1 epoch")
         _require(self.batch_size >= 1, "optim.batch_size", self.batch_size, "give at least 1 image")
         _require(all(m >= 1 for m in self.milestones), "optim.milestones", list(self.milestones), "give epochs >= 1")
@@ -250,6 +251,7 @@ class AlignConfig:
         _require(self.epochs >= 0, "align.epochs", self.epochs, "give 0 (no alignment) or more epochs")
         _require(self.samples_per_class >= 1, "align.samples_per_class", self.samples_per_class, "give at least 1")
         _require_finite("align", lr=self.lr, momentum=self.momentum, ridge=self.ridge, feature_scale=self.feature_scale)
+        _require(self.momentum < 1, "align.momentum", self.momentum, "give a number in [0, 1)")
         _require(
             self.temperature > 0 and math.isfinite(self.temperature),
             "align.temperature",
@@ -278,6 +280,14 @@ class RuntimeConfig:
     """Attention implementation; auto: sdpa in fp32, in bf16 the fastest of a short measurement, kept in a file."""
     num_threads: int | None = None
     """CPU threads of torch; none: torch's default."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_threads is None or self.num_threads >= 1,
+            "runtime.num_threads",
+            self.num_threads,
+            "give at least 1 thread, or leave it out",
+        )
 
 
 @dataclass(frozen=True)

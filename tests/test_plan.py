@@ -1,6 +1,7 @@
 """The stateless plan: known answers, independence of batching, and torchvision's own numbers."""
 
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torchvision.transforms as T
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slca_fast.config import Recipe
 from slca_fast.data import plan as P
 from slca_fast.data.recipes import RECIPES
 
@@ -185,3 +187,8 @@ def test_wrong_arguments_are_named():
         P.test_plan("none", 32, [0], [9])
     with pytest.raises(ValueError, match="seed -1"):
         P.epoch_order(-1, 0, 0, np.arange(3))
+
+
+def test_configuration_and_recipes_name_the_same_transforms():
+    assert set(typing.get_args(Recipe)) == set(RECIPES)
+    assert RECIPES["resisc45"] == RECIPES["cub200"]

@@ -28,6 +28,7 @@ RECIPES = {
     "imagenet-r": RecipeSpec("random-resized"),
     "cub200": RecipeSpec("resize-random"),
     "cars196": RecipeSpec("resize-random"),
+    "resisc45": RecipeSpec("resize-random"),
     "domainnet": RecipeSpec("resize-random"),
     "cifar100": RecipeSpec("random-resized", brightness=63 / 255),
     "none": RecipeSpec("none", flip=False),
