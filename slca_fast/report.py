@@ -301,11 +301,10 @@ def _problem_summary(run: RunRecord) -> str:
     recorded = run.summary.get("data_problems")
     if not isinstance(recorded, dict):
         return "Not recorded." if not run.problems else f"{len(run.problems)} found."
-    count, quarantined = recorded.get("count"), recorded.get("quarantined")
-    quarantined = len(quarantined) if isinstance(quarantined, list) else quarantined
-    if not count and not quarantined and not run.problems:
+    quarantined = recorded.get("quarantined")
+    if not quarantined and not run.problems:
         return "None found."
-    return f"{_shown(count)} found, {_shown(quarantined)} quarantined (left out of the run)."
+    return f"{_counted(quarantined, 'file') if isinstance(quarantined, int) else 'Files'} left out of the run."
 
 
 def _problem_table(run: RunRecord) -> dict[str, Any]:

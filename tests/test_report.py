@@ -41,7 +41,7 @@ def make_run(folder: Path, *, preset="demo", method="slcapp", seed=1993, sizes=(
         "backends": {"symmetric_cross_entropy": "native", "data": "pillow"},
         "backend_reasons": {"symmetric_cross_entropy": "fastest on this CPU", "data": "no GPU decoder here"},
         "versions": {"python": "3.11.2", "torch": "2.14.1", "slca_fast": "0.1.0"}, "device": "cpu", "cpu_threads": 2,
-        "precision": "fp32", "weights_sha256": "ab" * 32, "data_problems": {"count": 1, "quarantined": 1},
+        "precision": "fp32", "weights_sha256": "ab" * 32, "data_problems": {"quarantined": 1, "notes": {}},
         "status": "complete",
     } | summary_changes
     events = []
@@ -65,7 +65,7 @@ def make_run(folder: Path, *, preset="demo", method="slcapp", seed=1993, sizes=(
         "metrics.jsonl": "".join(json.dumps(event) + "\n" for event in events),
         "accuracy_matrix.csv": "\n".join(",".join("" if a is None else str(a) for a in row) for row in matrix),
         "confusion.csv": "\n".join(",".join(map(str, row)) for row in confusion_CC.tolist()),
-        "problems.json": json.dumps([{"path": "train/3/a.png", "problem": "truncated after 812 bytes"}]),
+        "problems.json": json.dumps(["train/3/a.png: truncated after 812 bytes"]),
     }
     for name in files.keys() - set(without):
         (folder / name).write_text(files[name])
@@ -121,7 +121,7 @@ def test_headline_numbers_and_sections(tmp_path):
     text = " ".join(page.text.split())
     for expected in ("80.25 %", "88.38 %", "3.25 pts", "-2.75 pts", "1,234 img/s", "90.0 s", "1.50 GiB", "SLCA++",
                      "seed 1993", "complete", "3 tasks", "6 classes", "fastest on this CPU", "2.14.1", "ab" * 32,
-                     "truncated after 812 bytes", "1 found, 1 quarantined", "scenario: cil"):
+                     "truncated after 812 bytes", "1 file left out of the run.", "scenario: cil"):
         assert expected in text, expected
     assert page.tags.count("svg") == 6
     assert "<details" in page.source
