@@ -17,8 +17,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(INSTALL) -e .[test,dali]
 	touch $@
 
+# --resume: a second call finishes what the first has left, and shows finished runs again.
 demo: $(VENV)/.installed
-	$(BIN)/python -m slca_fast train demo-seqft demo-slca demo --output runs/demo
+	$(BIN)/python -m slca_fast train demo-seqft demo-slca demo --output runs/demo --resume
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest

@@ -27,9 +27,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def config_to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, every key written out."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False)
+def config_to_yaml(config: Config, preset: str | None = None) -> str:
+    """The whole configuration as YAML, every key written out; ``preset``, the run's label, comes first."""
+    label = {} if preset is None else {"preset": preset}
+    return yaml.safe_dump({**label, **config_to_dict(config)}, sort_keys=False)
 
 
 def config_from_dict(values: dict[str, Any], cls: type = Config) -> Any:

@@ -44,7 +44,7 @@ from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.model.products import fast_float32_products, float32_products_backend
 from slca_fast.ops.registry import automatic_backends
 from slca_fast.optim import optimizer_backend
-from slca_fast.presets import method_of
+from slca_fast.presets import method_of_config
 from slca_fast.progress import Observer
 from slca_fast.resume import (
     Position,
@@ -212,7 +212,7 @@ class Experiment:
     def _begin_folder(self) -> None:
         if not self.ranks.is_first:
             return
-        replace_text(self.folder.path / "config.yaml", config_to_yaml(self.config))
+        replace_text(self.folder.path / "config.yaml", config_to_yaml(self.config, self.preset))
         replace_json(self.folder.path / "problems.json", self._problems())
         write_snapshot(self.folder.frozen, {"backbone": frozen_state(self.backbone)}, {})
         self.folder.log("start", preset=self.preset, seed=self.config.seed, data_sha256=self.data_hash)
@@ -493,7 +493,7 @@ class Experiment:
         }
         facts = {
             "preset": self.preset,
-            "method": method_of(self.preset),
+            "method": method_of_config(config),
             "status": status,
             "seed": config.seed,
             "task_sizes": list(self.plan.sizes[: len(self.results)]),

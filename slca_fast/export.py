@@ -17,8 +17,10 @@ from slca_fast.trained import TrainedModel
 def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
     """Writes ``model.safetensors`` (LoRA merged, the aligned classifier as timm's head) and ``config.json``.
 
-    ``timm.create_model(name, num_classes=n, **kwargs)`` loads it strictly: row i of the head is ``classes[i]``. The
-    config says how the final norm differs from timm's (``eps``) and how images are normalised.
+    ``timm.create_model(architecture, num_classes=n, **kwargs)`` loads it strictly: row i of the head is ``classes[i]``.
+    timm takes the eps of the final norm from the architecture: set ``vit.norm.eps`` (``vit.fc_norm.eps`` for models
+    that pool) to ``final_norm_eps`` after loading, as the config's ``load`` says. It also says how images are
+    normalised. Raises UserError for a domain-incremental run.
     """
     vit = merge_lora(model.backbone.vit)
     state = {name: tensor.cpu().contiguous() for name, tensor in vit.state_dict().items()}
@@ -30,11 +32,15 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
     state["head.weight"] = model.classifier.weight_CD.cpu().contiguous()
     state["head.bias"] = model.classifier.bias_C.cpu().contiguous()
     data = model.config.data
+    norm_name = "norm" if hasattr(vit.norm, "eps") else "fc_norm"
+    final_norm = getattr(vit, norm_name)
     config = {
         "architecture": model.config.model.name.split(".")[0],
-        "kwargs": model.config.model.kwargs,
+        "kwargs": {"img_size": data.image_size, **model.config.model.kwargs},
         "num_classes": len(state["head.bias"]),
-        "final_norm_eps": _final_norm_eps(vit),
+        "final_norm_eps": final_norm.eps,
+        "load": "vit = timm.create_model(architecture, num_classes=num_classes, **kwargs); "
+        f"vit.load_state_dict(model.safetensors); vit.{norm_name}.eps = final_norm_eps",
         "classes": [model.name_of(i) for i in range(len(state["head.bias"]))],
         "image_size": data.image_size,
         "mean": data.mean,
@@ -71,11 +77,6 @@ def export_peft(model: TrainedModel, folder: Path) -> list[Path]:
         "inference_mode": True,
     }
     return _write(folder, {"adapter_model.safetensors": save(tensors), "adapter_config.json": _json(config)})
-
-
-def _final_norm_eps(vit) -> float:
-    norm = vit.norm if hasattr(vit.norm, "eps") else vit.fc_norm
-    return norm.eps
 
 
 def _json(value: object) -> bytes:

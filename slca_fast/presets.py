@@ -181,8 +181,13 @@ def describe(name: str) -> str:
     return make.func.__doc__.splitlines()[0]
 
 
-def method_of(name: str) -> str:
-    """The method's short name (``slcapp`` for ``demo`` and ``slcapp-cub200-in21k``)."""
-    if name == "demo":
-        return "slcapp"
-    return name.split("-")[1] if name.startswith("demo-") else name.split("-")[0]
+def method_of_config(config: Config) -> str:
+    """The short name of the method that ``config`` describes, whatever file or preset it came from."""
+    if config.model.trainable == "head":
+        return "probe"
+    if config.align.epochs == 0:
+        if config.tasks.scenario == "cil" and config.tasks.sizes is not None and len(config.tasks.sizes) == 1:
+            return "joint"
+        return "seqft" if config.optim.backbone_lr_scale == 1 else "slowft"
+    plus = config.model.lora.rank > 0 or config.align.feature_scale > 0 or config.loss.rce_weight > 0
+    return "slcapp" if plus else "slca"

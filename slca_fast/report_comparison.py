@@ -22,7 +22,7 @@ ROW_METRICS = (
     "peak_memory_bytes",
 )
 # neither says what was computed
-_NOT_COMPARED = ("seed", "output")
+_NOT_COMPARED = ("seed", "output", "preset")
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,17 @@ _POSITION = re.compile(r"task-(\d+)-epoch-(\d+)-step-(\d+)$")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """``config.yaml`` of a run folder as a dictionary; raises UserError when it cannot be read."""
+    """The configuration in a run folder's ``config.yaml``, without the run's label ``preset``.
+
+    Raises UserError when it cannot be read.
+    """
     try:
         values = yaml.safe_load((path / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path} holds no readable run ({error.__class__.__name__} in config.yaml)") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}/config.yaml is not a run's configuration")
+    values.pop("preset", None)
     return values
 
 

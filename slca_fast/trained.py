@@ -113,7 +113,8 @@ def predict(model: TrainedModel, paths: list[Path], top_k: int = 5) -> Iterator[
                 raise DataError(f"{path}: {error}") from error
             plan = test_plan(data.recipe, data.image_size, np.array([image.height]), np.array([image.width]))
             images.append(_normalised(np.asarray(render(image, plan, 0)), data.mean, data.std))
-        top = model.scores(torch.stack(images)).softmax(1).topk(min(top_k, len(model.class_names)), dim=1)
+        scores_NC = model.scores(torch.stack(images))
+        top = scores_NC.softmax(1).topk(min(top_k, scores_NC.shape[1]), dim=1)
         for path, probabilities, positions_K in zip(chunk, top.values.tolist(), top.indices.tolist()):
             yield Prediction(str(path), tuple(model.name_of(p) for p in positions_K), tuple(probabilities))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 from helpers import TINY_ARGS, slca_fast, write_images
 
 from slca_fast.cli import main
+from slca_fast.cli.config_args import load_source, parse_overrides
 from slca_fast.config_file import config_from_dict, config_to_dict, config_to_yaml
-from slca_fast.presets import DATASETS, METHODS, PRESETS
+from slca_fast.presets import DATASETS, METHODS, PRESETS, method_of_config
 
 
 @pytest.fixture
@@ -56,6 +58,14 @@ def test_misspelt_key_names_the_right_one(capsys, tmp_path, monkeypatch) -> None
         (("train", "demo", "--resume"), "holds no run"),
         (("evaluate", "nowhere"), "nowhere holds no readable run"),
         (("report", "nowhere"), "nowhere"),
+        (("train", "demo", "--runtime.num_threads", "0"), "--runtime.num_threads is 0: give at least 1"),
+        (("train", "demo", "--runtime.num_threads", "-1"), "--runtime.num_threads is -1: give at least 1"),
+        (("train", "demo", "--optim.momentum", "1"), "--optim.momentum is 1.0: give a number in [0, 1)"),
+        (("train", "demo", "--align.momentum", "1.5"), "--align.momentum is 1.5: give a number in [0, 1)"),
+        (("train", "demo", "--seed", "3", "--seeds", "1,2"), "--seed and --seeds exclude each other"),
+        (("train", "demo", "--tasks", "x.yaml"), "unknown option --tasks"),
+        (("presets", "zzz"), "no preset's name contains 'zzz'"),
+        (("check-data", "a", "b"), "give one folder"),
     ],
 )
 def test_user_errors_are_one_line_with_exit_code_2(capsys, tmp_path, monkeypatch, args, expected) -> None:
@@ -107,6 +117,126 @@ def test_yaml_files_override_a_preset_and_unknown_keys_are_named(capsys, tmp_pat
     assert "must hold a mapping" in refused(capsys, 2, "train", str(bad))
 
 
+@pytest.mark.parametrize("label", ["[demo]", "{demo: 1}", "7", "demi"])
+def test_a_preset_key_that_names_no_preset_is_refused(capsys, tmp_path, label) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"preset: {label}\n")
+    assert "preset" in refused(capsys, 2, "train", str(path))
+
+
+def test_an_empty_yaml_section_changes_nothing(capsys, tmp_path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\noptim:\nmodel:\n  lora:\n  kwargs:\n")
+    assert main(["train", str(path), "--print-config"]) == 0
+    empty = capsys.readouterr().out
+    assert main(["train", "demo", "--print-config", "--output", "runs/mine-seed1993"]) == 0
+    assert capsys.readouterr().out == empty
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("demo", "--optim.epochs", "3", "--resume"),
+        ("--optim.epochs", "3", "--resume", "demo"),
+        ("--resume", "demo", "--optim.epochs=3"),
+        ("--optim.epochs=3", "demo", "--resume"),
+    ],
+)
+def test_names_may_stand_anywhere(capsys, args) -> None:
+    assert main(["train", *args, "--print-config"]) == 0
+    assert "epochs: 3" in capsys.readouterr().out
+    assert main(["train", "--print-config", *args, "--output", "x"]) == 0
+
+
+def test_lists_need_no_brackets() -> None:
+    args = ["--optim.milestones", "1,2", "--tasks.sizes=2,8", "--model.lora.targets", "qkv", "--data.mean", "0,.5,1"]
+    config = parse_overrides(PRESETS["demo"](), args)
+    assert (config.optim.milestones, config.tasks.sizes) == ((1, 2), (2, 8))
+    assert (config.model.lora.targets, config.data.mean) == (("qkv",), (0, 0.5, 1))
+    args = ["--optim.milestones", "[]", "--tasks.sizes", "null", "--optim.betas", "[0.5,0.9]"]
+    config = parse_overrides(config, args)
+    assert (config.optim.milestones, config.tasks.sizes, config.optim.betas) == ((), None, (0.5, 0.9))
+
+
+def test_arguments_of_the_model_are_changed_one_by_one_or_replaced_as_the_help_says(capsys, tmp_path) -> None:
+    one = parse_overrides(PRESETS["demo"](), ["--model.kwargs.depth", "2"]).model.kwargs
+    assert one == {**PRESETS["demo"]().model.kwargs, "depth": 2}
+    assert parse_overrides(PRESETS["demo"](), ["--model.kwargs", "{depth: 2}"]).model.kwargs == {"depth": 2}
+    path = tmp_path / "mine.yaml"
+    path.write_text("preset: demo\nmodel:\n  kwargs: {depth: 2}\n")
+    assert load_source(str(path)).config.model.kwargs == {"depth": 2}
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "replace all of them" in text and " CONFIG " not in text
+
+
+def test_every_method_is_told_by_its_configuration() -> None:
+    for name, make in PRESETS.items():
+        words = ["slcapp"] if name == "demo" else [word for word in name.split("-") if word in METHODS]
+        assert method_of_config(make()) == words[0], name
+
+
+def test_a_run_repeated_from_its_configuration_keeps_name_and_method(images, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = [*TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images)]
+    assert main(["train", "demo-probe", *args, "--output", "first"]) == 0
+    assert main(["train", "first/config.yaml"]) == 0
+    again = Path("runs/demo-probe-seed1993")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (Path("first"), again)]
+    assert [(s["preset"], s["method"]) for s in summaries] == [("demo-probe", "probe")] * 2
+    assert (again / "config.yaml").read_text().startswith("preset: demo-probe\n")
+    assert main(["train", "first/config.yaml", "--resume"]) == 0
+    assert main(["evaluate", str(again)]) == 0
+
+
+def test_a_run_of_a_file_keeps_the_files_name(images, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_config.yaml").write_text("preset: demo-slca\noutput: mine\n")
+    assert main(["train", "my_config.yaml", *TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images)]) == 0
+    summary = json.loads(Path("mine/summary.json").read_text())
+    assert (summary["preset"], summary["method"]) == ("my_config", "slca")
+    source = load_source("mine/config.yaml")
+    assert (source.name, source.of_run) == ("my_config", True)
+    Path("mine").rename("moved")
+    assert load_source("moved/config.yaml").of_run
+    Path("config.yaml").write_text("output: elsewhere\n")
+    assert not load_source("config.yaml").of_run
+
+
+def test_missing_runs_start_and_finished_ones_are_shown_again_with_resume(images, tmp_path, capsys) -> None:
+    args = ["train", "demo-seqft", "demo", *TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images), "--output",
+            str(tmp_path / "out"), "--resume"]
+    assert main(args) == 0
+    first = {path: path.read_bytes() for path in (tmp_path / "out").rglob("summary.json")}
+    assert len(first) == 2
+    capsys.readouterr()
+    assert main(args) == 0
+    assert {path: path.read_bytes() for path in first} == first
+    assert "comparison" in capsys.readouterr().out
+
+
+def test_interrupted_commands_end_with_130_and_one_line(capsys, monkeypatch) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slca_fast.cli.evaluate.main", interrupted)
+    assert "interrupted" in refused(capsys, 130, "evaluate", "run")
+
+
+def test_more_best_classes_than_seen_are_all_seen(images, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    args = [*TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images), "--output", str(run)]
+    assert main(["train", "demo", *args, "--checkpoint.keep", "9"]) == 0
+    # As a run that has finished its first task only.
+    first = next((run / "checkpoints").glob("task-001-epoch-0000-*"))
+    for other in set((run / "checkpoints").glob("task-*")) - {first}:
+        shutil.rmtree(other)
+    capsys.readouterr()
+    picture = str(next((images / "test" / "class1").iterdir()))
+    assert main(["predict", str(run), picture, "--json", "--top-k", "10"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"]) == 2
+
+
 def test_every_promised_preset_exists_and_survives_yaml(capsys) -> None:
     assert main(["presets"]) == 0
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
@@ -149,7 +279,7 @@ def test_two_presets_and_two_seeds_end_in_one_comparison(images, tmp_path, capsy
         main(
             [
                 "train",
-                "demo-seqft",
+                "demo-probe",
                 "demo",
                 *TINY_ARGS,
                 "--tasks.sizes",
@@ -165,10 +295,10 @@ def test_two_presets_and_two_seeds_end_in_one_comparison(images, tmp_path, capsy
         == 0
     )
     text = capsys.readouterr().out
-    assert "Seq FT" in text and "SLCA++" in text
+    assert "Probe" in text and "SLCA++" in text
     assert {str(p.parent.relative_to(output)) for p in output.rglob("summary.json")} == {
-        "demo-seqft/seed1",
-        "demo-seqft/seed2",
+        "demo-probe/seed1",
+        "demo-probe/seed2",
         "demo/seed1",
         "demo/seed2",
     }
@@ -232,8 +362,11 @@ def test_a_signal_leaves_a_run_that_resumes(images, tmp_path, number) -> None:
 
 
 def test_check_data_and_doctor_speak_plainly(images, capsys) -> None:
-    assert main(["check-data", "--data.root", str(images)]) == 0
-    assert "train: 40 images of 4 classes" in capsys.readouterr().out
+    for args in (["--data.root", str(images)], [str(images)]):
+        assert main(["check-data", *args]) == 0
+        assert "train: 40 images of 4 classes" in capsys.readouterr().out
+    assert main(["check-data"]) == 0
+    assert "checking the embedded digits" in capsys.readouterr().out
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert "symmetric_cross_entropy" in findings["ops"] and "torch" in findings["versions"]
@@ -244,20 +377,25 @@ def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) ->
     import torch
     from safetensors.torch import load_file
 
+    from slca_fast.model.lora import merge_lora
     from slca_fast.trained import load_run
 
     run = tmp_path / "run"
-    assert (
-        main(["train", "demo", *TINY_ARGS, "--tasks.sizes", "[2,2]", "--data.root", str(images), "--output", str(run)])
-        == 0
-    )
+    args = ["train", "demo", *TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images), "--output", str(run)]
+    # The size of the images comes from data.image_size alone.
+    assert main([*args, "--model.kwargs", "{patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}"]) == 0
     assert main(["export", str(run), "--format", "timm", "--to", str(tmp_path / "timm")]) == 0
     config = json.loads((tmp_path / "timm/config.json").read_text())
     vit = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["kwargs"])
     vit.load_state_dict(load_file(tmp_path / "timm/model.safetensors"))
     vit.norm.eps = config["final_norm_eps"]
-    pixels = torch.randn(5, 3, 16, 16)
-    ours = load_run(run, "cpu").scores(pixels)
-    torch.testing.assert_close(vit.eval()(pixels), ours, rtol=0, atol=2e-6)
+    assert config["kwargs"]["img_size"] == config["image_size"] == 16
+    pixels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    exported, model = vit.eval()(pixels), load_run(run, "cpu")
+    same_order = merge_lora(model.backbone.vit).eval()
+    same = model.classifier.logits(same_order.forward_head(same_order.forward_features(pixels), pre_logits=True))
+    assert torch.equal(exported, same)
+    # Our own way adds in another order: LoRA beside the weight, the last block for the class token alone.
+    torch.testing.assert_close(exported, model.scores(pixels), rtol=1e-6, atol=2e-6)
     assert main(["export", str(run), "--format", "timm", "--to", str(tmp_path / "timm")]) == 2
     assert "not empty" in capsys.readouterr().err

@@ -30,7 +30,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``slca-fast`` with ``argv`` and returns its exit code: 0 done, 2 the user's input or a disk, 3 the data.
 
-    With several ranks, 1 stands for the end of another rank.
+    130 stands for Ctrl-C and, with several ranks, 1 for the end of another rank.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (``| head``): nobody is left to tell.
         sys.stderr.close()
         return 1
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, debug)
     except OSError as error:
         return _fail(_disk_trouble(error), 2, debug)
     except RankLost as error:

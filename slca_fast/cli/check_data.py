@@ -7,23 +7,30 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
-from slca_fast.cli.config_args import parse_overrides
+from slca_fast.cli.config_args import parse_overrides, split_names
 from slca_fast.config import Config
+from slca_fast.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
     """Reads every image header below ``--data.root`` and prints what was found; DataError (exit 3) when it is bad."""
     if "--help" in argv or "-h" in argv:
         print(
-            "usage: slca-fast check-data --data.root DIR [--data.policy fail|quarantine] [--data.KEY VALUE ...]\n\n"
-            "Reads every image's header and lists all problems; exit code 3 when there are any (policy fail)."
+            "usage: slca-fast check-data [DIR] [--data.policy fail|quarantine] [--data.KEY VALUE ...]\n\n"
+            "Reads every image's header and lists all problems; exit code 3 when there are any (policy fail).\n"
+            "DIR may also be given as --data.root DIR; without either the embedded digits are checked."
         )
         return 0
     from slca_fast.console import observer_for
     from slca_fast.data.index import load_dataset
 
-    config = parse_overrides(Config(), argv)
+    names, args = split_names(argv, ())
+    if len(names) > 1:
+        raise UserError(f"check-data {' '.join(names)}: give one folder")
+    config = parse_overrides(Config(), [*(["--data.root", *names] if names else []), *args])
     console = Console()
+    where = config.data.root or "the embedded digits (give DIR to check your own images)"
+    console.print(f"checking {where}", highlight=False, markup=False, soft_wrap=True)
     observer = observer_for(console)
     try:
         dataset = load_dataset(config.data, observer.indexing)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import functools
+import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,11 @@ from slca_fast.config_file import config_from_dict, config_to_dict, flatten
 from slca_fast.errors import UserError
 from slca_fast.presets import PRESETS
 
+KWARGS_HELP = """
+Lists are written 1,2 or [1,2]. --model.kwargs.KEY VALUE changes one argument of the model; --model.kwargs {..} and the
+mapping model.kwargs of a YAML file replace all of them.
+"""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -26,10 +34,15 @@ class Source:
     name: str
     """The preset's name, or the file's without its suffix."""
     config: Config
+    of_run: bool = False
+    """Whether it is the config.yaml that a run has left in its folder."""
 
 
 def load_source(name: str) -> Source:
-    """The preset called ``name``, or the YAML file of that path (its key ``preset`` may name a base)."""
+    """The preset called ``name``, or the YAML file of that path.
+
+    A file's key ``preset`` names its base; a run's own config.yaml holds every key, so there it is the run's label.
+    """
     if name in PRESETS:
         return Source(name, PRESETS[name]())
     path = Path(name)
@@ -46,13 +59,36 @@ def load_source(name: str) -> Source:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of configuration keys")
-    base_name = values.pop("preset", None)
-    if base_name is not None and base_name not in PRESETS:
-        raise UserError(f"{path}: there is no preset {base_name!r}{did_you_mean(str(base_name), list(PRESETS))}")
-    base = PRESETS[base_name]() if base_name else Config()
+    label = values.pop("preset", None)
+    if label is not None and not isinstance(label, str):
+        raise UserError(f"{path}: preset is {label!r}: name one preset; slca-fast presets lists them")
+    of_run = _is_of_run(path, values)
+    if label is not None and label not in PRESETS and not of_run:
+        raise UserError(f"{path}: there is no preset {label!r}{did_you_mean(label, list(PRESETS))}")
+    base = PRESETS[label]() if label in PRESETS and not of_run else Config()
+    values = _without_empty_sections(values, config_to_dict(base))
     refuse_unknown(list(flatten(values)), str(path))
-    name = base_name if path.name == "config.yaml" and base_name else path.stem
-    return Source(name, parse_overrides(base, [], values))
+    return Source(label if of_run and label else path.stem, parse_overrides(base, [], values), of_run)
+
+
+def _is_of_run(path: Path, values: dict[str, Any]) -> bool:
+    output = values.get("output")
+    if path.name != "config.yaml" or not isinstance(output, str):
+        return False
+    # The second: a run folder that was moved, or is named from another working directory.
+    return Path(output).resolve() == path.parent.resolve() or (path.parent / "checkpoints").is_dir()
+
+
+def _without_empty_sections(values: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """``values`` without the sections that YAML reads as null because nothing stands below their name."""
+    kept = {}
+    for key, value in values.items():
+        section = base.get(key)
+        if value is None and isinstance(section, dict):
+            continue
+        nested = isinstance(value, dict) and isinstance(section, dict)
+        kept[key] = _without_empty_sections(value, section) if nested else value
+    return kept
 
 
 def parse_overrides(base: Config, args: Sequence[str], values: dict[str, Any] | None = None) -> Config:
@@ -65,7 +101,7 @@ def parse_overrides(base: Config, args: Sequence[str], values: dict[str, Any] | 
     merged = _merge(config_to_dict(base), values or {})
     try:
         start = parser.parse_object(merged)
-        parsed = parser.parse_args(list(args), namespace=start) if args else start
+        parsed = parser.parse_args(_with_brackets(args), namespace=start) if args else start
     except argparse.ArgumentError as error:
         raise UserError(_readable(error)) from error
     return config_from_dict(parsed.as_dict())
@@ -78,6 +114,53 @@ def refuse_unknown(keys: Sequence[str], where: str) -> None:
         if key not in known and not key.startswith("model.kwargs."):
             shown = f"{where}: unknown key {key}" if where else f"unknown option --{key}"
             raise UserError(f"{shown}{did_you_mean(key, known, '' if where else '--')}")
+
+
+def split_names(argv: Sequence[str], flags: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The plain names among ``argv``, wherever they stand, and the rest: options, each with its value.
+
+    ``flags``: the options that take no value.
+    """
+    names: list[str] = []
+    rest: list[str] = []
+    takes_value = False
+    for arg in argv:
+        if arg.startswith("--") or (arg.startswith("-") and not takes_value):
+            takes_value = "=" not in arg and arg not in (*flags, "-h")
+            rest.append(arg)
+        else:
+            (rest if takes_value else names).append(arg)
+            takes_value = False
+    return names, rest
+
+
+def _with_brackets(args: Sequence[str]) -> list[str]:
+    """``args`` with ``1,2`` written ``[1,2]`` where the configuration holds a list."""
+    lists, done, before = _list_options(), [], ""
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if equals and option in lists:
+            arg = f"{option}={_bracketed(value)}"
+        elif before in lists:
+            arg = _bracketed(arg)
+        done.append(arg)
+        before = arg
+    return done
+
+
+def _bracketed(value: str) -> str:
+    return value if value.lstrip().startswith(("[", "(")) or value in ("null", "None", "") else f"[{value}]"
+
+
+@functools.cache
+def _list_options(cls: type = Config, prefix: str = "--") -> frozenset[str]:
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _list_options(hint, f"{prefix}{name}.")
+        elif tuple in {typing.get_origin(part) for part in (hint, *typing.get_args(hint))}:
+            found.add(f"{prefix}{name}")
+    return frozenset(found)
 
 
 @functools.cache
@@ -96,7 +179,9 @@ def _parser() -> ArgumentParser:
 
 def config_help() -> str:
     """The options of every configuration key with type, default and meaning."""
-    return _parser().format_help().split("\n\n", 1)[-1]
+    text = _parser().format_help().split("\n\n", 1)[-1]
+    # jsonargparse offers a file for each section; here one YAML file holds them all.
+    return re.sub(r"^  --[\w.]+ CONFIG +.*\n", "", text, flags=re.MULTILINE) + KWARGS_HELP
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

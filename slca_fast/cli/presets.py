@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from slca_fast.cli.config_args import did_you_mean
+from slca_fast.errors import UserError
 from slca_fast.presets import PRESETS, describe
 
 
@@ -13,7 +15,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="slca-fast presets", description="List the named configurations.")
     parser.add_argument("contains", nargs="?", default="", help="only names that contain this")
     options = parser.parse_args(argv)
-    for name in sorted(PRESETS):
-        if options.contains in name:
-            print(f"{name:28s} {describe(name)}")
+    names = [name for name in sorted(PRESETS) if options.contains in name]
+    if not names:
+        hint = did_you_mean(options.contains, list(PRESETS))
+        raise UserError(f"no preset's name contains {options.contains!r}{hint}")
+    for name in names:
+        print(f"{name:28s} {describe(name)}")
     return 0

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from slca_fast.cli.config_args import Source, config_help, load_source, parse_overrides
+from slca_fast.cli.config_args import Source, config_help, load_source, parse_overrides, split_names
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_yaml
 from slca_fast.errors import UserError
 
 USAGE = "slca-fast train PRESET|FILE.yaml ... [--a.b VALUE ...] [--output DIR] [--seeds S,S,..] [--resume]"
+FLAGS = ("--help", "--resume", "--print-config", "--profile")
+"""Options that take no value."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,16 +47,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="slca-fast train", usage=USAGE, add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action="store_true")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--print-config", action="store_true")
-    parser.add_argument("--profile", action="store_true")
+    for flag in FLAGS:
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("-h", dest="help", action="store_true")
     parser.add_argument("--seeds")
-    names = []
-    argv = list(argv)
-    while argv and not argv[0].startswith("-"):
-        names.append(argv.pop(0))
-    options, rest = parser.parse_known_args(argv)
+    names, args = split_names(argv, FLAGS)
+    options, rest = parser.parse_known_args(args)
     options.names = names
     if not names and not options.help:
         raise UserError(f"name a preset or a YAML file: {USAGE}; slca-fast presets lists them")
@@ -63,12 +61,14 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _plan_runs(options: argparse.Namespace, rest: list[str]) -> list[tuple[Source, Config]]:
     seeds = _seeds(options.seeds)
+    if seeds and any(arg == "--seed" or arg.startswith("--seed=") for arg in rest):
+        raise UserError("--seed and --seeds exclude each other: give one of them")
     runs = []
     for name in options.names:
         source = load_source(name)
         config = parse_overrides(source.config, rest)
-        if name.endswith("config.yaml") and config.output == source.config.output and not options.resume:
-            # A run folder's own config names that folder: repeating it must not land there.
+        if source.of_run and config.output == source.config.output and not options.resume:
+            # A run's own configuration names its folder: repeating it must not land there.
             config = dataclasses.replace(config, output=None)
         for seed in seeds or [config.seed]:
             runs.append((source, dataclasses.replace(config, seed=seed, output=_output(options, source, config, seed))))
