@@ -332,7 +332,7 @@ def _uncompiled() -> Iterator[None]:
 
 @functools.cache
 def matmul_flops_per_cpu_second(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of CPU time (of one core) of a 2048-square matrix product, as a run makes it."""
+    """Floating-point operations a second of CPU time (one core) of a 2048-square matrix product, as a run makes it."""
     a = torch.randn(2048, 2048).to(dtype)
     best = float("inf")
     with fast_float32_products(torch.device("cpu")):
