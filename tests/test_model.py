@@ -173,18 +173,21 @@ def test_unusable_checkpoints_get_one_line_each(tmp_path) -> None:
     save_file(half, tmp_path / "half.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not safetensors")
     (tmp_path / "broken.pth").write_bytes(b"\x80\x04}q\x00.garbage")
+    (tmp_path / "junk.pth").write_bytes(b"garbage")
     torch.save({"model": print}, tmp_path / "code.pth")
     for name, message in [
         ("wide.safetensors", "its width is 64 but --model.name has width 32"),
         ("half.safetensors", "12 of .* weights are missing"),
         ("broken.safetensors", "not a readable"),
         ("broken.pth", "model.checkpoint"),
+        ("junk.pth", "damaged, or it holds more than plain tensors"),
         ("code.pth", "not loaded for safety|no weights found"),
         ("absent.pth", "no such file"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             build_backbone(config(checkpoint=str(tmp_path / name)), 16, seed=0)
         assert "\n" not in str(caught.value) and "--model.checkpoint" in str(caught.value)
+        assert "weights_only" not in str(caught.value)
 
 
 def test_wrong_models_are_named_with_the_nearest() -> None:
@@ -192,8 +195,9 @@ def test_wrong_models_are_named_with_the_nearest() -> None:
         build_backbone(config(name="vit_tiny_pach16_224", kwargs={}), 224, seed=0)
     with pytest.raises(UserError, match="img_size 16 differs from --data.image_size 32"):
         build_backbone(config(), 32, seed=0)
-    with pytest.raises(UserError, match="not a vision transformer|model.kwargs"):
-        build_backbone(config(name="resnet18", kwargs={}), 224, seed=0)
+    for kwargs in ({}, {"img_size": 224, "patch_size": 8}):
+        with pytest.raises(UserError, match="--model.name resnet18: not a vision transformer"):
+            build_backbone(config(name="resnet18", kwargs=kwargs), 224, seed=0)
     with pytest.raises(UserError, match="model.kwargs"):
         build_backbone(config(kwargs={**TINY, "widht": 3}), 16, seed=0)
 

@@ -145,6 +145,9 @@ def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
         try:
             vit = timm.create_model(config.name, pretrained=download, num_classes=0, **kwargs)
         except TypeError as error:
+            # Other families refuse img_size or the arguments of a ViT: the name is to blame, not they.
+            with torch.device("meta"):
+                _require_vision_transformer(timm.create_model(config.name, num_classes=0), config.name)
             raise UserError(f"--model.kwargs {config.kwargs}: {error}") from error
         except (AssertionError, ValueError) as error:
             raise UserError(f"--model.kwargs {config.kwargs} with --data.image_size {image_size}: {error}") from error
@@ -155,6 +158,10 @@ def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
                 f"--model.pretrained true: the weights of {config.name} could not be downloaded "
                 f"({type(error).__name__}); give a local file with --model.checkpoint, or --model.pretrained false"
             ) from error
-    if not hasattr(vit, "forward_head") or not hasattr(vit, "embed_dim"):
-        raise UserError(f"--model.name {config.name}: not a vision transformer")
+    _require_vision_transformer(vit, config.name)
     return vit
+
+
+def _require_vision_transformer(model: nn.Module, name: str) -> None:
+    if not hasattr(model, "forward_head") or not hasattr(model, "embed_dim"):
+        raise UserError(f"--model.name {name}: not a vision transformer")

@@ -78,8 +78,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # weights_only refuses arbitrary objects with an UnpicklingError; loading them unsafely is no option.
         raise UserError(
-            f"{OPTION} {path}: holds more than plain tensors and is not loaded for safety; save its "
-            f"state_dict as .safetensors ({_first_line(error)})"
+            f"{OPTION} {path}: damaged, or it holds more than plain tensors and is not loaded for safety; save its "
+            f"state_dict as .safetensors"
         ) from error
     for key in ("state_dict", "model", "module", "teacher"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
