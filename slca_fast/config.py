@@ -306,7 +306,8 @@ class CheckpointConfig:
     """What a run saves so that it can go on after a crash. Every finished task is always saved."""
 
     every_minutes: float = 10.0
-    """Least time between two checkpoints within a task, in minutes; 0: after every epoch."""
+    """Least time between two checkpoints within a task, in minutes; 0: after every epoch. Longer on a disk
+    so slow that writing would take more than a hundredth of the time."""
     keep: int = 2
     """How many of the newest checkpoints stay."""
 

@@ -33,10 +33,10 @@ def config_to_yaml(config: Config, preset: str | None = None) -> str:
     return yaml.safe_dump({**label, **config_to_dict(config)}, sort_keys=False)
 
 
-def config_from_dict(values: dict[str, Any], cls: type = Config) -> Any:
+def config_from_dict(values: dict[str, Any], cls: type = Config, prefix: str = "") -> Any:
     """The configuration of a dictionary as ``config_to_dict`` made it; absent keys take their defaults.
 
-    Raises UserError for an unknown key.
+    Raises UserError for an unknown key and for a value that its key cannot have.
     """
     known = {f.name: hint for f, hint in zip(dataclasses.fields(cls), _hints(cls))}
     unknown = [key for key in values if key not in known]
@@ -44,10 +44,17 @@ def config_from_dict(values: dict[str, Any], cls: type = Config) -> Any:
         raise UserError(f"unknown configuration key {unknown[0]!r} in {cls.__name__}")
     made = {}
     for key, value in values.items():
-        if dataclasses.is_dataclass(known[key]) and isinstance(value, dict):
-            value = config_from_dict(value, known[key])
+        if dataclasses.is_dataclass(known[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"--{prefix}{key} is {value!r}: give its keys, as {prefix}{key}.NAME")
+            value = config_from_dict(value, known[key], f"{prefix}{key}.")
+        elif value is None and type(None) not in typing.get_args(known[key]):
+            raise UserError(f"--{prefix}{key} is empty: give a value, or leave it out")
         made[key] = tuple(value) if isinstance(value, list) else value
-    return cls(**made)
+    try:
+        return cls(**made)
+    except (TypeError, OverflowError, AttributeError) as error:
+        raise UserError(f"--{prefix}*: a value of the wrong kind or size ({error})") from error
 
 
 def _hints(cls: type) -> list[Any]:

@@ -21,7 +21,8 @@ from slca_fast.model.backbone import Backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.tasks import TaskPlan
 
-# These may differ on resume; runtime.* other than precision can change the last bits, the rest changes nothing.
+# These may differ on resume (docs/reliability.md): another device or number of threads can change the last bits of
+# what follows, the rest changes nothing. The number of ranks is not even part of the configuration.
 MAY_CHANGE = (
     "output",
     "data.root",

@@ -101,3 +101,24 @@ os._exit(7)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=os.environ)
     assert done.returncode == code, done.stderr
     assert done.stderr.count("stopping after this batch") == 1 and time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("every_minutes, num_saved", [("0", 5), ("1e-6", 1)])
+def test_a_slow_disk_makes_checkpoints_rarer_not_training_slower(
+    images, tmp_path, monkeypatch, every_minutes: str, num_saved: int
+) -> None:
+    from slca_fast.run_folder import RunFolder
+
+    original, saved = RunFolder.save_position, []
+
+    def slow(self, *args):
+        saved.append(args[:3])
+        time.sleep(0.3)
+        return original(self, *args)
+
+    monkeypatch.setattr(RunFolder, "save_position", slow)
+    extra = ("--tasks.sizes", "[4]", "--optim.epochs", "5", "--checkpoint.every_minutes", every_minutes)
+    summary = run(tiny_config(images, tmp_path / "run", *extra), preset="demo")
+    # The first is written when it is due, the last because the task is done.
+    assert len(saved) == num_saved + (every_minutes != "0")
+    assert summary["checkpoint_seconds"] == pytest.approx(0.3 * len(saved), rel=0.5)

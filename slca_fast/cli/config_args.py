@@ -21,6 +21,7 @@ from slca_fast.config_file import config_from_dict, config_to_dict, flatten
 from slca_fast.errors import UserError
 from slca_fast.presets import PRESETS
 
+_MOST_VALUES = 10_000
 KWARGS_HELP = """
 Lists are written 1,2 or [1,2]. --model.kwargs.KEY VALUE changes one argument of the model; --model.kwargs {..} and the
 mapping model.kwargs of a YAML file replace all of them.
@@ -55,10 +56,12 @@ def load_source(name: str) -> Source:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # PyYAML lets odd dates and numbers through as ValueError.
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of configuration keys")
+    _refuse_monster(values, str(path))
     label = values.pop("preset", None)
     if label is not None and not isinstance(label, str):
         raise UserError(f"{path}: preset is {label!r}: name one preset; slca-fast presets lists them")
@@ -102,9 +105,27 @@ def parse_overrides(base: Config, args: Sequence[str], values: dict[str, Any] | 
     try:
         start = parser.parse_object(merged)
         parsed = parser.parse_args(_with_brackets(args), namespace=start) if args else start
-    except argparse.ArgumentError as error:
+    except (argparse.ArgumentError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        # A value of a wrong shape fails in the parser's own ways.
         raise UserError(_readable(error)) from error
     return config_from_dict(parsed.as_dict())
+
+
+def _refuse_monster(values: Any, where: str) -> None:
+    """Raises UserError for aliases that unfold to more than any configuration holds, and for keys that are no text."""
+    left, waiting = _MOST_VALUES, [values]
+    while waiting:
+        value = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise UserError(f"{where} holds more than {_MOST_VALUES} values: that is no configuration")
+        if isinstance(value, dict):
+            odd = [key for key in value if not isinstance(key, str)]
+            if odd:
+                raise UserError(f"{where}: unknown key {odd[0]!r}; keys are words")
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def refuse_unknown(keys: Sequence[str], where: str) -> None:

@@ -40,10 +40,13 @@ class HeaderStore:
     def find(self, path: str, status: os.stat_result) -> Header | None:
         """The remembered header of an unchanged file."""
         row = self._known.get(path)
-        if row is None or row[0] != status.st_mtime_ns or row[1][2] != status.st_size:
+        if row is None:
+            return None
+        header = _header_of(row)
+        if header is None or row[0] != status.st_mtime_ns or header.num_bytes != status.st_size:
             return None
         self._seen[path] = row
-        return Header(*row[1][:-1], notes=tuple(row[1][-1]))
+        return header
 
     def add(self, path: str, status: os.stat_result, header: Header) -> None:
         """Remember a header that was just read."""
@@ -64,12 +67,31 @@ class HeaderStore:
     def _load(self) -> dict[str, list]:
         try:
             content = json.loads(self._file.read_text())
-            return content["files"] if content["version"] == _FORMAT_VERSION else {}
+            return dict(content["files"]) if content["version"] == _FORMAT_VERSION else {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             _log.warning("the remembered index %s is unreadable (%s): all headers are read again", self._file, error)
             return {}
+
+
+def _header_of(row: object) -> Header | None:
+    """The header in a row of the remembered index; None for one that this program did not write."""
+    try:
+        _, values = row
+        header = Header(*values[:-1], notes=tuple(values[-1]))
+    except (TypeError, ValueError, IndexError, KeyError):
+        return None
+    sound = (
+        all(type(side) is int and 0 < side < 2**31 for side in (header.height, header.width))
+        and type(header.num_bytes) is int
+        and type(header.orientation) is int
+        and 1 <= header.orientation <= 8
+        and type(header.format) is str
+        and type(header.plain) is bool
+        and all(type(note) is str for note in header.notes)
+    )
+    return header if sound else None
 
 
 def read_headers(
