@@ -12,6 +12,7 @@ from helpers import tiny_config, write_images
 
 from slca_fast.errors import UserError
 from slca_fast.experiment import Interrupted, run
+from slca_fast.presets import PRESETS
 from slca_fast.report import write_report
 from slca_fast.trained import load_run, predict
 
@@ -100,7 +101,9 @@ def test_a_stop_anywhere_then_resume_gives_the_same_weights(images, finished, tm
 
 @pytest.mark.parametrize("preset", ["demo-seqft", "demo-slowft", "demo-probe", "demo-slca"])
 def test_every_method_runs(images, tmp_path, preset: str) -> None:
-    summary = run(tiny_config(images, tmp_path / "run", *SIZES, preset=preset), preset=preset)
+    align_epochs = str(min(2, PRESETS[preset]().align.epochs))
+    config = tiny_config(images, tmp_path / "run", *SIZES, "--align.epochs", align_epochs, preset=preset)
+    summary = run(config, preset=preset)
     assert len(summary["accuracy_curve"]) == 3 and summary["method"] == preset.split("-")[1]
 
 
