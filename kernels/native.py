@@ -12,6 +12,8 @@ from typing import Any
 # torch first: it brings libgomp.so.1, and the loader then gives our library that same copy.
 import torch
 
+from .compiler import constant_to_the_compiler
+
 ABI_VERSION = 2
 ISA_NAMES = ("generic", "avx2", "avx512")
 DEFAULT_LIBRARY = Path(__file__).parent / "_native" / "libslca_native.so"
@@ -54,7 +56,7 @@ def available() -> bool:
     return _load()[0] is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_to_the_compiler
 def why_not(*names: str) -> str | None:
     """Why the native library, or one of its functions ``names``, cannot be used; None if it can."""
     library, reason = _load()

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from .compiler import constant_to_the_compiler
 
-@torch.compiler.assume_constant_result
+
+@constant_to_the_compiler
 def interpreted() -> bool:
     """Whether Triton runs in its interpreter (set before triton is imported): CPU tensors work."""
     return os.environ.get("TRITON_INTERPRET", "0") in ("1", "true", "True", "on", "yes", "y")
 
 
-@torch.compiler.assume_constant_result
+@constant_to_the_compiler
 def why_not(device_type: str) -> str | None:
     """Why Triton kernels cannot run on tensors of ``device_type``; None if they can."""
     if importlib.util.find_spec("triton") is None:

@@ -105,7 +105,7 @@ def test_nothing_imports_a_top_level_kernels_package():
                 assert (node.module or "").split(".")[0] != "kernels", path
 
 
-@pytest.mark.parametrize("modules", ("slca_fast", "slca_fast, slca_fast.ops.symmetric_cross_entropy"))
+@pytest.mark.parametrize("modules", ("slca_fast", "slca_fast, slca_fast.ops.symmetric_cross_entropy, slca_fast.ops.lora_linear"))
 def test_import_initialises_no_cuda_and_seeds_nothing(modules):
     script = f"""
 import os, random
@@ -117,6 +117,8 @@ assert not torch.cuda.is_initialized()
 assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()
 assert state[2] == numpy.random.get_state()[1].tolist() and state[3] == os.environ.copy()
 assert threads == torch.get_num_threads()
+import sys
+assert "torch._dynamo" not in sys.modules and "torch._inductor" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -15,7 +15,7 @@ from op_contract import (
     with_leaves,
 )
 
-from slca_fast.ops.registry import OpSpec, Sample, all_ops
+from slca_fast.ops.registry import OpSpec, Sample, all_ops, late_op
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CASES = [
@@ -137,3 +137,14 @@ def test_a_backend_that_cannot_run_says_so(spec):
     for backend in {"native", "triton"} - set(usable_backends(spec, "cpu")):
         with pytest.raises(ValueError, match=backend):
             spec.function(*sample.args, **sample.kwargs, backend=backend)
+
+
+def test_an_op_first_called_while_compiling_is_registered_without_a_graph_break():
+    def define(name: str) -> None:
+        torch.library.custom_op(name, lambda x: x + 1, mutates_args=(), schema="(Tensor x) -> Tensor").register_fake(
+            torch.empty_like
+        )
+
+    op = late_op("defined_while_compiling", define)
+    compiled = torch.compile(lambda x: op(x * 2), fullgraph=True, backend="aot_eager")
+    assert compiled(torch.ones(2)).tolist() == op(torch.full((2,), 2.0)).tolist() == [3.0, 3.0]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..kernels import native, triton_runtime
 from ..kernels.lora_linear import native_kernel, reference
-from .registry import OpSpec, Sample, choose_backend, register
+from .registry import OpSpec, Sample, choose_backend, late_op, register
 
 FORMS = ("merged", "unmerged")
 
@@ -53,10 +53,9 @@ def lora_linear(
                 used_OI = reference.merged_weight(weight_OI, lora_A_RI, lora_B_OR, scale, x.dtype)
             else:
                 used_OI = weight_OI.to(x.dtype)
-        return _frozen_lora_linear(x, used_OI, bias_O, lora_A_RI, lora_B_OR, float(scale), form == "merged", chosen)
+        return _OP(x, used_OI, bias_O, lora_A_RI, lora_B_OR, float(scale), form == "merged", chosen)
 
 
-@torch.library.triton_op("slca_fast::lora_linear", mutates_args=())
 def _frozen_lora_linear(
     x: Tensor,
     used_OI: Tensor,
@@ -135,7 +134,12 @@ def _(grad_NO, u_NR, lora_B_OR, backend):
     return grad_NO.new_empty(num_rows, rank, dtype=dtype), grad_NO.new_empty(num_out, rank + 1, dtype=dtype)
 
 
-_frozen_lora_linear.register_autograd(_backward, setup_context=_setup_context)
+def _define(name: str) -> None:
+    op = torch.library.triton_op(name, _frozen_lora_linear, mutates_args=())
+    op.register_autograd(_backward, setup_context=_setup_context)
+
+
+_OP = late_op("lora_linear", _define)
 
 
 def _unusable(x: Tensor) -> dict[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from slca_fast.kernels import native
+from slca_fast.kernels.compiler import constant_to_the_compiler
 
 BACKENDS = ("auto", "reference", "triton", "native")
 
@@ -80,6 +82,30 @@ def choose_backend(name: str, requested: str, device: torch.device, **unusable: 
     if unusable.get(requested) is not None:
         raise ValueError(f"{name}: backend {requested!r} cannot be used: {unusable[requested]}")
     return requested
+
+
+def late_op(name: str, define: Callable[[str], None]) -> Callable[..., Any]:
+    """The op ``slca_fast::<name>``, which ``define``, called with that full name, registers at the first call.
+
+    For torch.library.triton_op: it imports the compiler (seconds, and environment variables set), which importing
+    one of our modules must not.
+    """
+    lock = threading.Lock()
+    defined = False
+
+    @constant_to_the_compiler
+    def ensure_defined() -> None:
+        nonlocal defined
+        with lock:
+            if not defined:
+                define(f"slca_fast::{name}")
+                defined = True
+
+    def call(*args: Any) -> Any:
+        ensure_defined()
+        return getattr(torch.ops.slca_fast, name).default(*args)
+
+    return call
 
 
 def all_ops() -> dict[str, OpSpec]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..kernels import native, triton_runtime
-from .registry import choose_backend
+from .registry import choose_backend, late_op
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,21 +34,21 @@ def wants_gradient_in_forward(logits_BC: torch.Tensor) -> bool:
 
 
 def define(name: str, backends: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """Registers ``slca_fast::<name>_<backend>`` for every implementation and returns the ops by backend.
+    """The ops ``slca_fast::<name>_<backend>`` of every implementation, by backend, each registered by its first call.
 
     An implementation is ``f(logits_BC, target_B, scale_B, *parameters, with_gradient) -> (loss_B, gradient_BC)``, where
     ``gradient_BC`` is a tensor of no elements unless ``with_gradient``. Both come multiplied by ``scale_B``.
     """
-    ops = {}
-    for backend, implementation in backends.items():
-        # Triton's interpreter takes tensors as they are; for a device the compiler should see the kernel itself.
-        visible = backend == "triton" and not triton_runtime.interpreted()
-        make_op = torch.library.triton_op if visible else torch.library.custom_op
-        op = make_op(f"slca_fast::{name}_{backend}", implementation, mutates_args=())
-        op.register_fake(_fake)
-        op.register_autograd(partial(_backward, op), setup_context=_save)
-        ops[backend] = op
-    return ops
+    return {backend: late_op(f"{name}_{backend}", partial(_define, f, backend)) for backend, f in backends.items()}
+
+
+def _define(implementation: Callable[..., Any], backend: str, name: str) -> None:
+    # Triton's interpreter takes tensors as they are; for a device the compiler should see the kernel itself.
+    visible = backend == "triton" and not triton_runtime.interpreted()
+    make_op = torch.library.triton_op if visible else torch.library.custom_op
+    op = make_op(name, implementation, mutates_args=())
+    op.register_fake(_fake)
+    op.register_autograd(partial(_backward, op), setup_context=_save)
 
 
 def _fake(logits_BC: torch.Tensor, target_B: torch.Tensor, scale_B: torch.Tensor, *rest: Any) -> Any:

@@ -32,8 +32,8 @@ def symmetric_cross_entropy(
     logits_BC: [B, C] float16, bfloat16, float32 or float64; computed in float32 (float64 in float64).
     target_B: [B] integer labels in [0, C). Rows labelled ``ignore_index`` and rows of weight 0 are not looked at,
         so they may hold anything; their gradient is 0.
-    row_weight_B: [B] floating point of any width, a constant (it gets no gradient). "mean" is ``sum(w_i L_i) / sum(w_i)``; like
-        torch's cross_entropy it is NaN when nothing is left to average.
+    row_weight_B: [B] floating point of any width, a constant (it gets no gradient). "mean" is
+        ``sum(w_i L_i) / sum(w_i)``; like torch's cross_entropy it is NaN when nothing is left to average.
     Returns [] ("mean", "sum") or [B] ("none") in the dtype of the logits, float32 under autocast.
     Raises ValueError for shapes, dtypes and devices that do not fit; with ``check``, which costs a device
     synchronisation, also for labels out of range and for NaN logits. Without it a label out of range raises on the CPU
