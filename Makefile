@@ -22,7 +22,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m slca_fast train demo-seqft demo-slca demo --output runs/demo --resume
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.installed-test
 	$(BIN)/slca-fast bench --suite ops
