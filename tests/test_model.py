@@ -210,3 +210,28 @@ def test_offline_download_names_the_option() -> None:
 def test_lora_needs_the_hybrid_learner() -> None:
     with pytest.raises(UserError, match=r"--model.lora.rank is 4.*hybrid"):
         ModelConfig(lora=LoraConfig(rank=4))
+
+
+def test_merging_computes_what_the_forward_did_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    layer = LoraLinear(nn.Linear(32, 48).bfloat16(), rank=4, scale=0.7)
+    nn.init.normal_(layer.lora_B, std=0.1)
+    x = torch.randn(64, 32, dtype=torch.bfloat16)
+    assert torch.equal(merge_lora(nn.Sequential(layer))(x), layer(x))
+
+
+def test_merging_keeps_who_learns_the_mode_and_a_root_that_is_itself_a_lora_layer() -> None:
+    layer = LoraLinear(nn.Linear(6, 5), rank=2, scale=0.7).eval()
+    merged = merge_lora(layer)
+    assert type(merged) is nn.Linear and not merged.training
+    assert not merged.weight.requires_grad and merged.bias.requires_grad
+    assert merged.bias is not layer.bias
+    vit = merge_lora(apply_lora(plain_vit().eval().requires_grad_(False)))
+    assert not any(p.requires_grad for p in vit.parameters()) and not any(m.training for m in vit.modules())
+
+
+def test_lora_takes_one_target_by_name_and_refuses_to_be_applied_twice() -> None:
+    vit = apply_lora(plain_vit(), targets="qkv")
+    assert [name for name, _ in lora_layers(vit)] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
+    with pytest.raises(ValueError, match="LoRA is already applied to blocks.0.attn.qkv"):
+        apply_lora(vit, targets=("fc1",))

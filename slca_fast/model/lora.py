@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from slca_fast.kernels.lora_linear.reference import merged_weight
 from slca_fast.ops.lora_linear import lora_linear
 
 # Where timm keeps each target inside a transformer block.
@@ -25,6 +26,7 @@ class LoraLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.weight.requires_grad_(False)
         self.scale, self.form = scale, form
+        self.training = linear.training
         self.lora_A = nn.Parameter(top_right_singular_vectors(linear.weight.detach(), rank))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
 
@@ -32,8 +34,16 @@ class LoraLinear(nn.Linear):
         return lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scale, form=self.form)
 
     def merged_weight(self) -> Tensor:
-        """``W + scale * B A``, ``[out, in]`` in the weight's dtype."""
-        return self.weight + self.scale * (self.lora_B @ self.lora_A)
+        """``W + scale * B A``, ``[out, in]`` in the weight's dtype: summed in float32 and rounded once, as forward."""
+        return merged_weight(self.weight, self.lora_A, self.lora_B, self.scale, self.weight.dtype)
+
+    def merged(self) -> nn.Linear:
+        """A plain linear layer that computes the same; each parameter is trainable if it is here."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.merged_weight().detach(), self.weight.requires_grad)
+        if self.bias is not None:
+            linear.bias = nn.Parameter(self.bias.detach().clone(), self.bias.requires_grad)
+        return linear.train(self.training)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.lora_A.shape[0]}, scale={self.scale}"
@@ -54,17 +64,26 @@ def top_right_singular_vectors(weight_OI: Tensor, rank: int) -> Tensor:
 
 
 def apply_lora(
-    model: nn.Module, rank: int = 4, scale: float = 0.8, targets: Sequence[str] = ("qkv",), form: str = "merged"
+    model: nn.Module,
+    rank: int = 4,
+    scale: float = 0.8,
+    targets: str | Sequence[str] = ("qkv",),
+    form: str = "merged",
 ) -> nn.Module:
-    """Puts LoRA on the ``targets`` (of "qkv", "proj", "fc1", "fc2") of every block of a timm ViT, in place.
+    """Puts LoRA on the ``targets`` (one or several of "qkv", "proj", "fc1", "fc2") of every block of a timm ViT.
 
-    Returns ``model``. Raises ValueError for an unknown target, a rank below 1, or a model without such layers.
+    Works in place and returns ``model``. Raises ValueError for an unknown target, a rank below 1, a model without
+    such layers, and a model that has LoRA.
     """
+    if isinstance(targets, str):
+        targets = (targets,)
     if rank < 1:
         raise ValueError(f"LoRA rank must be at least 1, got {rank}")
     unknown = [target for target in targets if target not in TARGET_PATHS]
     if unknown:
         raise ValueError(f"unknown LoRA target {unknown[0]!r}: choose from {', '.join(TARGET_PATHS)}")
+    if applied := [name for name, _ in lora_layers(model)]:
+        raise ValueError(f"LoRA is already applied to {applied[0]}: merge_lora first, or name all targets at once")
     found = 0
     for block in getattr(model, "blocks", ()):
         for target in targets:
@@ -74,7 +93,7 @@ def apply_lora(
             except AttributeError:
                 continue
             linear = getattr(parent, leaf, None)
-            if isinstance(linear, nn.Linear) and not isinstance(linear, LoraLinear):
+            if isinstance(linear, nn.Linear):
                 setattr(parent, leaf, LoraLinear(linear, rank, scale, form))
                 found += 1
     if found == 0:
@@ -83,22 +102,13 @@ def apply_lora(
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """Replaces every LoraLinear by a plain linear layer with the merged weight, in place; returns ``model``."""
+    """Replaces every LoraLinear by its ``merged()`` layer, in place; returns ``model``, or what replaces it."""
+    if isinstance(model, LoraLinear):
+        return model.merged()
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoraLinear):
-                linear = nn.Linear(
-                    child.in_features,
-                    child.out_features,
-                    bias=child.bias is not None,
-                    device=child.weight.device,
-                    dtype=child.weight.dtype,
-                )
-                with torch.no_grad():
-                    linear.weight.copy_(child.merged_weight())
-                    if child.bias is not None:
-                        linear.bias.copy_(child.bias)
-                setattr(module, name, linear)
+                setattr(module, name, child.merged())
     return model
 
 
