@@ -25,18 +25,21 @@ def slow_learner_param_groups(
     """Optimizer groups of the slow learner (SLCA Sec. 4.1; SLCA++ for the LoRA group).
 
     The head learns with ``lr``, every trainable backbone parameter with ``lr * backbone_lr_scale``, and LoRA factors
-    with ``lr * lora_lr_scale`` (default: as the backbone). Frozen parameters and empty groups are left out. Each
-    group has a ``name`` ("lora", "backbone", "head").
+    with ``lr * lora_lr_scale`` (default: as the backbone). The head may be part of ``backbone``, whose group then
+    leaves it out. Frozen parameters and empty groups are left out. Each group has a ``name`` ("lora", "backbone",
+    "head").
     """
+    head = list(head_params)
+    head_ids = {id(parameter) for parameter in head}
     lora, others = [], []
     for name, parameter in backbone.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in head_ids:
             (lora if name.rsplit(".", 1)[-1] in ("lora_A", "lora_B") else others).append(parameter)
     lora_scale = backbone_lr_scale if lora_lr_scale is None else lora_lr_scale
     groups = [
         {"name": "lora", "params": lora, "lr": lr * lora_scale},
         {"name": "backbone", "params": others, "lr": lr * backbone_lr_scale},
-        {"name": "head", "params": [p for p in head_params if p.requires_grad], "lr": lr},
+        {"name": "head", "params": [p for p in head if p.requires_grad], "lr": lr},
     ]
     return [{**group, "weight_decay": weight_decay} for group in groups if group["params"]]
 

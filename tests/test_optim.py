@@ -143,3 +143,13 @@ def test_fused_optimizer_steps_as_the_plain_one(name: str) -> None:
             parameter.grad = gradient.clone()
             optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_a_head_inside_the_backbone_learns_as_the_head_only() -> None:
+    backbone = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    groups = slow_learner_param_groups(backbone, backbone[1].parameters(), lr=0.1, backbone_lr_scale=0.5)
+    optimizer = torch.optim.SGD(groups)
+    assert [(g["name"], g["lr"], len(g["params"])) for g in optimizer.param_groups] == [
+        ("backbone", 0.05, 2), ("head", 0.1, 2)
+    ]  # fmt: skip
+    assert optimizer.param_groups[1]["params"][0] is backbone[1].weight
