@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -197,6 +198,9 @@ def test_frozen_logits_and_no_grad_need_no_gradient():
         ({"target_B": torch.zeros(2, dtype=torch.long, device="meta")}, "meta"),
         ({"target_B": torch.tensor([0, 3])}, "label 3 of row 1"),
         ({"target_B": torch.tensor([-1, 0])}, "label -1 of row 0"),
+        ({"logits_BC": [[0.0, 1.0, 2.0]]}, "logits must be a tensor, got list"),
+        ({"target_B": [0, 2]}, "targets must be a tensor, got list"),
+        ({"row_weight_B": [1.0, 1.0]}, "row_weight_B must be a tensor, got list"),
         ({"row_weight_B": torch.ones(3)}, r"\[3\]"),
         ({"row_weight_B": torch.ones(2, dtype=torch.long)}, "int64"),
         ({"row_weight_B": torch.ones(2, requires_grad=True)}, "detach"),
@@ -244,3 +248,28 @@ def test_row_weights_of_another_dtype_weigh_the_same(backend, logits_dtype, weig
 
     for ours, expected in zip(loss_and_gradient(weight_B.to(weight_dtype)), loss_and_gradient(weight_B)):
         assert ours.dtype == expected.dtype and torch.equal(ours, expected)
+
+
+def test_gradcheck_passes_with_an_undefined_upstream_gradient_too():
+    logits_BC = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    for reduction in ("mean", "none"):
+        loss = partial(symmetric_cross_entropy, target_B=torch.arange(3), reduction=reduction)
+        torch.autograd.gradcheck(loss, logits_BC)
+
+
+@over_backends
+def test_a_second_derivative_is_an_error_and_not_silently_zero(backend):
+    logits_BC = torch.randn(3, 4, requires_grad=True)
+    loss = symmetric_cross_entropy(logits_BC, torch.arange(3), backend=backend)
+    (expected_BC,) = torch.autograd.grad(loss, logits_BC, retain_graph=True)
+    (gradient_BC,) = torch.autograd.grad(loss, logits_BC, create_graph=True)
+    assert torch.equal(gradient_BC, expected_BC)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad((gradient_BC.square().sum() + logits_BC.sum()), logits_BC)
+
+
+def test_meta_tensors_give_shape_and_dtype():
+    logits_BC = torch.empty(3, 5, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    target_B = torch.empty(3, device="meta", dtype=torch.long)
+    loss = symmetric_cross_entropy(logits_BC, target_B)
+    assert loss.shape == () and loss.dtype == torch.bfloat16 and loss.device.type == "meta"

@@ -68,15 +68,36 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.T
     ctx.num_inputs = len(inputs)
 
 
-def _backward(op: Callable[..., Any], ctx: Any, upstream_B: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
+def _backward(
+    op: Callable[..., Any], ctx: Any, upstream_B: torch.Tensor | None, _: Any
+) -> tuple[torch.Tensor | None, ...]:
+    if upstream_B is None:
+        return (None,) * ctx.num_inputs
     logits_BC, target_B, scale_B = ctx.saved_tensors
     gradient_BC, ctx.gradient_BC = ctx.gradient_BC, None
-    if gradient_BC is None or type(upstream_B) is not torch.Tensor:
-        with torch.no_grad():
+    with torch.no_grad():
+        if gradient_BC is None or type(upstream_B) is not torch.Tensor:
             gradient_BC = op(logits_BC, target_B, scale_B * upstream_B, *ctx.parameters, True)[1]
-    else:
-        _scale_rows_(gradient_BC, upstream_B)
+        else:
+            _scale_rows_(gradient_BC, upstream_B)
+    if torch.is_grad_enabled():  # create_graph=True
+        gradient_BC = _NoSecondDerivative.apply(gradient_BC, logits_BC, upstream_B)
     return (gradient_BC, *[None] * (ctx.num_inputs - 1))
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The gradient itself, tied to what it depends on, so that differentiating it is an error and not a silent 0."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient_BC: torch.Tensor, *depends_on: torch.Tensor) -> torch.Tensor:
+        return gradient_BC.view_as(gradient_BC)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise RuntimeError(
+            "slca_fast: the losses have no second derivative, so a gradient taken with create_graph=True cannot be "
+            "differentiated; take it without create_graph, or write the loss in torch operations"
+        )
 
 
 def _scale_rows_(gradient_BC: torch.Tensor, upstream_B: torch.Tensor) -> None:
@@ -106,6 +127,8 @@ def choose(name: str, backend: str, logits_BC: torch.Tensor) -> str:
 
 def validate(name: str, logits_BC: torch.Tensor, target_B: torch.Tensor) -> None:
     """Raises ValueError unless logits are floating [B, C >= 1] and targets integer [B] on the same device."""
+    _require_tensor(name, "logits", logits_BC)
+    _require_tensor(name, "targets", target_B)
     if logits_BC.dim() != 2 or logits_BC.shape[1] == 0:
         raise ValueError(f"{name}: logits must be [B, C] with C >= 1, got shape {list(logits_BC.shape)}")
     if logits_BC.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
@@ -121,8 +144,14 @@ def validate(name: str, logits_BC: torch.Tensor, target_B: torch.Tensor) -> None
         raise ValueError(f"{name}: logits are on {logits_BC.device}, targets on {target_B.device}")
 
 
+def _require_tensor(name: str, argument: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name}: {argument} must be a tensor, got {type(value).__name__}; pass torch.as_tensor(it)")
+
+
 def validate_weight(name: str, row_weight_B: torch.Tensor, logits_BC: torch.Tensor) -> None:
     """Raises ValueError unless the row weights are a floating constant [B] on the logits' device."""
+    _require_tensor(name, "row_weight_B", row_weight_B)
     if row_weight_B.shape != logits_BC.shape[:1]:
         raise ValueError(
             f"{name}: row_weight_B must be [{logits_BC.shape[0]}], got shape {list(row_weight_B.shape)}"
@@ -168,6 +197,7 @@ def reduce(loss_B: torch.Tensor, reduction: str, logits_BC: torch.Tensor) -> tor
     result = loss_B if reduction == "none" else loss_B.sum()
     if reduction == "mean" and logits_BC.shape[0] == 0:
         result = result / 0.0
-    if torch.is_autocast_enabled(logits_BC.device.type):
+    # Asked about the meta device, which has no autocast, torch raises.
+    if logits_BC.device.type != "meta" and torch.is_autocast_enabled(logits_BC.device.type):
         return result
     return result.to(logits_BC.dtype)
