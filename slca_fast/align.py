@@ -34,20 +34,26 @@ def align_classifier(
     temperature: float = 0.1,
     feature_scale: float = 0.0,
     mean_scaling: bool = False,
+    fold: bool = False,
     generator: torch.Generator | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> tuple[Tensor, Tensor]:
     """Aligns all heads on sampled features and returns new ``(weight [C, D], bias [C])``; the inputs stay as they are.
 
+    weight_CD, bias_C: floating point; the results have their dtypes and devices, computed in float32.
+
     ``task_sizes`` cuts the C classes into the tasks in which they arrived; the last task is the current one t.
     Every epoch draws ``samples_per_class`` features of each class from its Gaussian, shuffles them and makes one pass
     of C SGD steps with the task-normalized cross-entropy (SLCA Sec. 4.2; SLCA++ Sec. 4.3). ``mean_scaling`` is SLCA's
     scaling of the class means by 0.9 + 0.1 (t_c + 1)/(t + 1), ``feature_scale`` SLCA++'s random shrinking of old
-    tasks' samples. ``on_epoch`` is told each epoch's mean loss. Raises ValueError for shapes that do not fit.
+    tasks' samples; they exclude each other. ``fold`` multiplies the weights of head k by SLCA++'s inference scale,
+    1 + feature_scale (t - k), so that plain logits are the scaled ones; do not align such weights again.
+    ``generator`` may be on any device. ``on_epoch`` is told each epoch's mean loss. Raises ValueError for shapes that
+    do not fit and settings out of range.
     """
+    _validate_heads(weight_CD, bias_C, task_sizes)
+    _validate_settings(epochs, samples_per_class, temperature, feature_scale, mean_scaling)
     num_classes, dim = weight_CD.shape
-    if sum(task_sizes) != num_classes:
-        raise ValueError(f"task_sizes {list(task_sizes)} sum to {sum(task_sizes)} but weight has {num_classes} rows")
     if gaussians.feature_dim != dim:
         raise ValueError(f"the Gaussians have width {gaussians.feature_dim} but weight has {dim} columns")
     if len(gaussians.counts) != num_classes:
@@ -70,10 +76,55 @@ def align_classifier(
         features, labels = gaussians.sample(samples_per_class, generator=generator, mean_scale_C=mean_scale_C)
         if feature_scale > 0:
             features = features * old_task_shrink(age_S, feature_scale, generator).to(features)[:, None]
-        order = torch.randperm(len(labels), generator=generator)
+        order = torch.randperm(len(labels), generator=generator, device=_device(generator)).to(labels.device)
         loss = steps.run_epoch(features[order], labels[order], cosine(lr, 0.0, epoch, epochs))
         on_epoch(epoch, loss)
-    return steps.weight_CD, steps.bias_C
+    aligned = LinearClassifier(steps.weight_CD, steps.bias_C, tuple(task_sizes))
+    if fold:
+        aligned = aligned.folded(feature_scale)
+    return aligned.weight_CD.to(weight_CD.dtype), aligned.bias_C.to(bias_C.dtype)
+
+
+def _validate_heads(weight_CD: Tensor, bias_C: Tensor, task_sizes: Sequence[int]) -> None:
+    if not isinstance(weight_CD, Tensor) or weight_CD.dim() != 2 or not weight_CD.is_floating_point():
+        raise ValueError(f"weight must be a floating-point tensor [C, D], got {_described(weight_CD)}")
+    num_classes = weight_CD.shape[0]
+    if not isinstance(bias_C, Tensor) or bias_C.shape != (num_classes,) or not bias_C.is_floating_point():
+        raise ValueError(
+            f"bias must be a floating-point tensor [{num_classes}], got {_described(bias_C)}; "
+            "pass zeros for heads without one"
+        )
+    if bias_C.device != weight_CD.device:
+        raise ValueError(f"weight is on {weight_CD.device}, bias on {bias_C.device}; move one of them")
+    if min(task_sizes, default=0) < 1:
+        raise ValueError(f"task_sizes must be numbers >= 1, got {list(task_sizes)}")
+    if sum(task_sizes) != num_classes:
+        raise ValueError(f"task_sizes {list(task_sizes)} sum to {sum(task_sizes)} but weight has {num_classes} rows")
+
+
+def _validate_settings(
+    epochs: int, samples_per_class: int, temperature: float, feature_scale: float, mean_scaling: bool
+) -> None:
+    if epochs < 0:
+        raise ValueError(f"epochs must be >= 0, got {epochs}")
+    if samples_per_class < 1:
+        raise ValueError(f"samples_per_class must be >= 1, got {samples_per_class}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not feature_scale >= 0:
+        raise ValueError(f"feature_scale must be >= 0, got {feature_scale}")
+    if mean_scaling and feature_scale > 0:
+        raise ValueError(
+            f"mean_scaling (SLCA) and feature_scale (SLCA++), here {feature_scale}, exclude each other; turn one off"
+        )
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
 
 
 def task_age(task_sizes: Sequence[int]) -> np.ndarray:
@@ -83,8 +134,9 @@ def task_age(task_sizes: Sequence[int]) -> np.ndarray:
 
 def old_task_shrink(age_S: Tensor, feature_scale: float, generator: torch.Generator | None = None) -> Tensor:
     """SLCA++'s factor of every sample, ``1 / (1 + r (t - t_c))`` with ``r ~ U(mu - 0.01, mu + 0.01)``; ``[S]``."""
-    r = feature_scale + SCALE_HALF_WIDTH * (2 * torch.rand(len(age_S), generator=generator) - 1)
-    return 1 / (1 + r * age_S)
+    uniform_S = torch.rand(len(age_S), generator=generator, device=_device(generator)).to(age_S.device)
+    r_S = feature_scale + SCALE_HALF_WIDTH * (2 * uniform_S - 1)
+    return 1 / (1 + r_S * age_S)
 
 
 def align(
@@ -116,7 +168,8 @@ def align(
         temperature=config.temperature,
         feature_scale=config.feature_scale,
         mean_scaling=config.mean_scaling,
+        fold=True,
         generator=generator,
         on_epoch=on_epoch,
     )
-    return LinearClassifier(weight, bias, classifier.task_sizes).folded(config.feature_scale)
+    return LinearClassifier(weight, bias, classifier.task_sizes)

@@ -170,11 +170,58 @@ def test_alignment_moves_a_bad_classifier_to_good_accuracy() -> None:
     "change, message",
     [
         ({"task_sizes": (3, 3, 3)}, "sum to 9 but weight has 6"),
+        ({"task_sizes": (6, 0)}, r"numbers >= 1, got \[6, 0\]"),
+        ({"task_sizes": (7, -1)}, r"numbers >= 1, got \[7, -1\]"),
+        ({"bias_C": None}, r"bias must be a floating-point tensor \[6\], got NoneType"),
+        ({"bias_C": torch.zeros(5)}, r"tensor \[6\], got torch.float32 \[5\]"),
+        ({"weight_CD": torch.zeros(6)}, r"weight must be .*\[6\]"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"samples_per_class": 0}, "samples_per_class must be >= 1, got 0"),
+        ({"epochs": -1}, "epochs must be >= 0, got -1"),
+        ({"feature_scale": -0.1}, "feature_scale must be >= 0"),
+        ({"feature_scale": 0.02, "mean_scaling": True}, "exclude each other"),
         ({"gaussians": ClassGaussians(5)}, "width 5 but weight has 4"),
         ({"gaussians": ClassGaussians(4)}, "Gaussians for 0 classes"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change, message) -> None:
+def test_what_does_not_fit_is_refused(change, message) -> None:
     head = classifier()
+    given = {"weight_CD": head.weight_CD, "bias_C": head.bias_C, "gaussians": gaussians(), "task_sizes": SIZES}
     with pytest.raises(ValueError, match=message):
-        align_classifier(head.weight_CD, head.bias_C, **{"gaussians": gaussians(), "task_sizes": SIZES, **change})
+        align_classifier(**{**given, **change})
+
+
+def aligned_with_seed(weight, bias, **settings):
+    generator = settings.pop("generator", None) or torch.Generator().manual_seed(4)
+    settings = {"epochs": 2, "samples_per_class": 8, "feature_scale": 0.02, **settings}
+    return align_classifier(weight, bias, gaussians(), SIZES, generator=generator, **settings)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float64))
+def test_the_result_has_the_callers_dtype(dtype) -> None:
+    head = classifier()
+    start = head.weight_CD.to(dtype), head.bias_C.to(dtype)
+    ours = aligned_with_seed(*start)
+    for value, expected in zip(ours, aligned_with_seed(*(t.float() for t in start))):
+        assert value.dtype == dtype and torch.equal(value, expected.to(dtype))
+
+
+def test_folding_scales_each_head_by_its_age_and_leaves_the_bias() -> None:
+    head = classifier()
+    plain, folded = (aligned_with_seed(head.weight_CD, head.bias_C, fold=fold) for fold in (False, True))
+    scale = torch.tensor([1.04] * 3 + [1.02] + [1.0] * 2)
+    torch.testing.assert_close(folded[0], plain[0] * scale[:, None])
+    assert torch.equal(folded[1], plain[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("device", ("cpu", "cuda"))
+def test_a_generator_on_the_gpu_draws_the_same_every_time(device) -> None:
+    head = classifier()
+    start = head.weight_CD.to(device), head.bias_C.to(device)
+    first, second = (
+        aligned_with_seed(*start, generator=torch.Generator("cuda").manual_seed(4)) for _ in range(2)
+    )
+    assert first[0].device.type == device
+    torch.testing.assert_close(first, second)
