@@ -83,7 +83,7 @@ def sample_gaussians(
     """
     _validate(mean_CD, factor, num_per_class, sample_offset)
     is_packed(factor, mean_CD.shape[1])
-    chosen = _choose(backend, mean_CD)
+    chosen = _choose("gaussian_sampling", backend, mean_CD)
     class_id_C = _class_ids(class_id_C, mean_CD)
     return _sample_gaussians(mean_CD.detach(), factor.detach(), class_id_C, num_per_class,
                              _seed_tensor(seed, mean_CD.device), sample_offset, chosen)
@@ -125,7 +125,7 @@ def sample_low_rank(
         raise ValueError(f"rows_CKD must have shape [C, K, {mean_CD.shape[1]}], got {tuple(rows_CKD.shape)}")
     if not noise_scale >= 0:
         raise ValueError(f"noise_scale must be >= 0, got {noise_scale}")
-    chosen = _choose(backend, mean_CD)
+    chosen = _choose("low_rank_sampling", backend, mean_CD)
     class_id_C = _class_ids(class_id_C, mean_CD)
     return _sample_low_rank(mean_CD.detach(), rows_CKD.detach(), float(noise_scale), class_id_C, num_per_class,
                             _seed_tensor(seed, mean_CD.device), sample_offset, chosen)
@@ -146,10 +146,10 @@ def _(mean_CD, rows_CKD, noise_scale, class_id_C, num_per_class, seed, sample_of
     return rows_CKD.new_empty(mean_CD.shape[0], num_per_class, mean_CD.shape[1])
 
 
-def _choose(backend: str, mean_CD: Tensor) -> str:
+def _choose(name: str, backend: str, mean_CD: Tensor) -> str:
     single = None if mean_CD.dtype == torch.float32 else "its normals are float32; float64 takes the reference"
     return choose_backend(
-        "gaussian_sampling", backend, mean_CD.device,
+        name, backend, mean_CD.device,
         native=native.why_not(SYMBOL) or single, triton=triton_runtime.why_not(mean_CD.device.type) or single,
     )
 
@@ -217,6 +217,24 @@ def _draw_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
             yield Sample(f"{label}-{num_classes}x{num_per_class}x{dim}", (mean_CD, form, num_per_class, 11))
 
 
+def _low_rank_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for num_classes, num_rows, dim, num_per_class in (
+        (3, 4, 17, 5), (1, 1, 1, 1), (0, 2, 4, 3), (5, 9, 32, 7), (2, 0, 6, 3)
+    ):  # fmt: skip
+        generator = torch.Generator().manual_seed(dim)
+        mean_CD = torch.randn(num_classes, dim, generator=generator).to(device, dtype)
+        rows_CKD = torch.randn(num_classes, num_rows, dim, generator=generator).to(device, dtype)
+        label = f"{num_classes}x{num_per_class}x{dim} rank {num_rows}"
+        yield Sample(label, (mean_CD, rows_CKD, 0.01, num_per_class, 11))
+
+
+def _low_rank_benchmark(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for num_classes in (20, *((200,) if device.type == "cuda" else ())):
+        mean_CD = torch.zeros(num_classes, 768, device=device, dtype=dtype)
+        rows_CKD = torch.randn(num_classes, 120, 768, device=device, dtype=dtype)
+        yield Sample(f"{num_classes}x256x768 rank 120", (mean_CD, rows_CKD, 0.01, 256, 11))
+
+
 def _factor_benchmark(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for num_classes in (20, *((345,) if device.type == "cuda" else ())):
         yield Sample(f"{num_classes}x768x768", (_covariances(1, 768, device, dtype).expand(num_classes, -1, -1), 1e-4))
@@ -259,4 +277,18 @@ register(OpSpec(
     dtypes=(torch.float32, torch.float64),
     bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[2] + 1),
     flops=lambda s: s.args[0].shape[0] * s.args[2] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
+))
+
+register(OpSpec(
+    name="low_rank_sampling",
+    function=sample_low_rank,
+    reference=lambda mean_CD, rows_CKD, noise_scale, num_per_class, seed: sample_low_rank_reference(
+        mean_CD, rows_CKD, noise_scale, torch.arange(len(mean_CD), device=mean_CD.device), num_per_class,
+        _seed_tensor(seed, mean_CD.device)),
+    backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
+    samples=_low_rank_samples,
+    benchmark_samples=_low_rank_benchmark,
+    dtypes=(torch.float32, torch.float64),
+    bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[3] + 1),
+    flops=lambda s: 2 * s.args[1].numel() * s.args[3],
 ))
