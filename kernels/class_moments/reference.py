@@ -31,10 +31,13 @@ def class_moments_reference(
     offset_C1 = torch.searchsorted(labels_N[order_N], class_C1)
     count_C = offset_C1.diff()
     mean_CD = features_ND.new_zeros(num_classes, dim, dtype=accumulate_dtype)
-    scatter_CDD = features_ND.new_zeros(num_classes, dim, dim, dtype=accumulate_dtype)
     work_dtype = torch.promote_types(features_ND.dtype, accumulate_dtype)
-    for class_G, longest in _groups(count_C.tolist(), dim):
-        class_G = torch.tensor(class_G, device=features_ND.device)
+    groups = _groups(count_C.tolist(), dim)
+    # One group of all classes is the result itself: at 20 x 768 x 768 the copy costs as much as the product.
+    whole = len(groups) == 1 and len(groups[0][0]) == num_classes
+    scatter_CDD = features_ND.new_zeros(0 if whole else num_classes, dim, dim, dtype=accumulate_dtype)
+    for members, longest in groups:
+        class_G = torch.tensor(sorted(members), device=features_ND.device)
         row_GL = offset_C1[class_G, None] + torch.arange(longest, device=features_ND.device)
         valid_GL = row_GL < offset_C1[class_G + 1, None]
         rows_GLD = features_ND[order_N[row_GL.clamp(max=len(order_N) - 1)]].to(work_dtype)
@@ -46,7 +49,10 @@ def class_moments_reference(
         rows_GLD.sub_(correction_GD[:, None]).mul_(valid_GL[..., None])
         rows_GLD = rows_GLD.to(accumulate_dtype)
         mean_CD[class_G] = (mean_GD + correction_GD).to(accumulate_dtype)
-        scatter_CDD[class_G] = torch.bmm(rows_GLD.mT, rows_GLD)
+        if whole:
+            scatter_CDD = torch.bmm(rows_GLD.mT, rows_GLD)
+        else:
+            scatter_CDD[class_G] = torch.bmm(rows_GLD.mT, rows_GLD)
     return count_C, mean_CD, scatter_CDD
 
 
