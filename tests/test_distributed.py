@@ -157,10 +157,10 @@ def test_two_and_three_ranks_train_as_one_does(images, tmp_path, preset: str) ->
         assert [e["event"] for e in events].count("epoch") == 2, "only rank 0 writes"
 
 
-def torchrun(size: int, *args: str) -> subprocess.Popen:
+def torchrun(size: int, *args: str, max_restarts: int = 0) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m",
-         "slca_fast", "train", "demo", *TINY_ARGS, *SIZES, *args],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size),
+         "--max-restarts", str(max_restarts), "-m", "slca_fast", "train", "demo", *TINY_ARGS, *SIZES, *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -221,3 +221,25 @@ def test_a_failing_rank_stops_all_in_seconds_and_says_which_and_why(images, tmp_
     assert sum("class0/000.png" in line for line in lines) == 1, error
     assert all(line.startswith("slca-fast: error: rank ") for line in lines)
     assert "Traceback" not in error.split("slca-fast: error:")[0]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_restarted_by_torchrun_and_the_result_is_the_undisturbed_one(images, tmp_path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    args = ("--data.root", str(images), "--optim.epochs", "30")
+    process = torchrun(2, *args, "--output", str(whole))
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    process = torchrun(2, *args, "--output", str(broken), max_restarts=1)
+    deadline = time.monotonic() + 200
+    while not (broken / "metrics.jsonl").exists() or '"epoch"' not in (broken / "metrics.jsonl").read_text():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children, "torchrun has no worker to kill"
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    before, after = (json.loads((run / "summary.json").read_text()) for run in (whole, broken))
+    assert after["status"] == "complete" and after["weights_sha256"] == before["weights_sha256"]
+    assert after["accuracy_matrix"] == before["accuracy_matrix"]

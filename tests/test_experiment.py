@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -212,3 +214,21 @@ def test_a_stopped_run_evaluates_as_its_last_finished_task(images, finished, tmp
     paths = sorted(p for p in (images / "test").rglob("*.png") if p.parent.name in seen)
     hits = [p.classes[0] == Path(p.path).parent.name for p in predict(model, paths, top_k=1)]
     assert 100 * sum(hits) / len(hits) == pytest.approx(done[-1]["accuracy"])
+
+
+def test_a_second_process_on_one_folder_is_refused_while_the_first_lives(images, tmp_path) -> None:
+    config = tiny_config(images, tmp_path / "run", *SIZES)
+    run(config, preset="demo")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys, time; from pathlib import Path; from slca_fast.run_folder import RunFolder;"
+         "kept = RunFolder(Path(sys.argv[1]), resume=True); print('held', flush=True); time.sleep(100)", config.output],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by another process .*{holder.pid}"):
+            run(config, preset="demo", resume=True)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert run(config, preset="demo", resume=True)["status"] == "complete"
