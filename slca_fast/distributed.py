@@ -19,10 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 
 from slca_fast.config import DataConfig
 from slca_fast.data.cache import budget_bytes
 from slca_fast.errors import RankLost, UserError
+from slca_fast.rendezvous import own_store
 
 
 class Ranks:
@@ -223,7 +225,12 @@ def join_ranks(cuda: bool) -> Ranks:
             raise UserError(f"--nproc-per-node is {local_size} but this machine has {torch.cuda.device_count()} CUDA "
                             "devices; start one rank per device, or add --runtime.device cpu")
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    store = own_store(rank, size, default_pg_timeout)
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except RuntimeError as error:
+        raise RankLost(f"the ranks cannot reach each other: {str(error).splitlines()[0]}") from error
     return Ranks(rank, size, local_rank, local_size)
 
 
