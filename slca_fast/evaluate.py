@@ -50,7 +50,7 @@ def extract_features(
     features: list[Tensor | None] = []
     ids: list[Tensor | None] = []
     stopped = False
-    with torch.no_grad(), autocast(precision, device):
+    with torch.no_grad(), autocast(precision, device), backbone.unchanged():
         for batch in images.test_batches(chunks[ranks.rank :: ranks.size]):
             features.append(None if batch is None else _features(backbone, batch.images.to(device, non_blocking=True)))
             ids.append(None if batch is None else batch.sample_id_B)

@@ -186,16 +186,20 @@ class Experiment:
     def _choose_fast_path(self) -> None:
         config = self.config
         num_images = -(-config.optim.batch_size // self.ranks.size)
+        native = not self.compiled and self.backbone.why_no_native_blocks("bmm") is None
         chosen = self.ranks.from_first(
             lambda: dataclasses.astuple(
                 choose_attention(
-                    self.backbone.vit, self.device, self.precision, num_images, config.runtime.attention
+                    self.backbone.vit, self.device, self.precision, num_images, config.runtime.attention, native
                 )
             )
         )
         self.backbone.use_attention(AttentionChoice(*chosen))
         if self.compiled:
             self.backbone.use_compiler(num_images, config.optim.batch_size)
+            self.blocks_reason = "torch.compile makes the kernels"
+        else:
+            self.blocks_reason = self.backbone.use_native_blocks(self.precision)
 
     def _compile(self) -> None:
         if self.compiled and self.position.task < self.plan.num_tasks:
@@ -493,6 +497,7 @@ class Experiment:
             "optimizer": optimizer_backend(config.optim.name, self.device),
             "attention": self.backbone.attention.name,
             "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
+            "blocks": "native passes" if self.blocks_reason is None else "timm",
             "compile": "torch.compile" if self.compiled else "off",
             "fp32 products": products[0],
             **{name: backend for name, (backend, _) in ops.items()},
@@ -517,6 +522,7 @@ class Experiment:
                 "data": self.stream.reason,
                 "attention": self.backbone.attention.reason,
                 "last block": self.backbone.plain_reason or "exact; the model reads only its class token",
+                "blocks": self.blocks_reason or "one native pass between each two matrix products",
                 "fp32 products": products[1],
                 "compile": "asked for" if config.runtime.compile is not None else "on for CUDA, off on the CPU",
                 **{name: why for name, (_, why) in ops.items()},

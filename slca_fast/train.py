@@ -142,11 +142,21 @@ class Stage1:
 
     def _step(self, batch: Batch) -> Tensor:
         """One optimizer step; returns the sum of the images' losses."""
-        loss = self._loss(batch.images, batch.label_B)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss_sum = self._backward(batch.images, batch.label_B, len(batch.label_B))
         self.optimizer.step()
-        return loss.detach().float() * len(batch.label_B)
+        return loss_sum
+
+    def _backward(self, images: Tensor, label_B: Tensor, num_planned: int) -> Tensor:
+        """Leaves the gradients of (sum of the images' losses) / ``num_planned``; returns that sum, float32."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = self.backbone.part_size(len(label_B))
+        sums = []
+        with self.backbone.unchanged():
+            for part, labels in zip(images.split(size), label_B.split(size)):
+                loss = self._loss(part, labels)
+                (loss * (len(labels) / num_planned)).backward()
+                sums.append(loss.detach().float() * len(labels))
+        return torch.stack(sums).sum()
 
     def _shared_step(self, batch: Batch | None, num_planned: int, stop: bool) -> Tensor:
         """One optimizer step on a batch of ``num_planned`` images that is spread over the ranks.
@@ -155,17 +165,16 @@ class Stage1:
         of images and the number of wishes to stop.
         """
         num_rows = 0 if batch is None else len(batch.label_B)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if batch is None:
             # A black image of weight 0: this rank then has gradients for the same parameters as the others.
             size = self.images.config.image_size
-            loss = self._loss(torch.zeros(1, 3, size, size), torch.tensor([self.first_label]))
+            loss_sum = 0 * self._backward(torch.zeros(1, 3, size, size), torch.tensor([self.first_label]), num_planned)
+            torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
         else:
-            loss = self._loss(batch.images, batch.label_B)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * (num_rows / num_planned)).backward()
+            loss_sum = self._backward(batch.images, batch.label_B, num_planned)
         counts = torch.tensor([num_rows, float(stop)], device=self.device)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        sums = self.ranks.sum_gradients(parameters, torch.cat([loss.detach()[None].float() * num_rows, counts]))
+        sums = self.ranks.sum_gradients(parameters, torch.cat([loss_sum[None], counts]))
         if self.images.config.policy == "quarantine":
             # Files left out at run time make the batch smaller than planned, or leave nothing of it.
             if sums[1] == 0:

@@ -10,9 +10,13 @@ import torch
 from helpers import tiny_config, write_images
 
 from slca_fast.experiment import run
+from slca_fast.kernels.vit_block import native_kernel as passes
 from slca_fast.model import attention
+from slca_fast.model import backbone as backbone_module
 from slca_fast.model.attention import AttentionChoice, choose_attention
 from slca_fast.model.backbone import Backbone
+from slca_fast.model.head import Classifier
+from slca_fast.train import Stage1
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
 CPU = torch.device("cpu")
@@ -90,3 +94,37 @@ def test_a_compiled_run_compiles_once_and_equals_the_eager_one(tmp_path) -> None
         events = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         losses.append([e["loss"] for e in events if e["event"] == "epoch"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.skipif(passes.why_not() is not None, reason=str(passes.why_not()))
+def test_a_batch_in_parts_has_the_gradients_and_the_loss_of_the_whole(monkeypatch, tmp_path) -> None:
+    config = tiny_config(tmp_path, tmp_path / "run")
+    images, label_B = torch.randn(7, 3, 16, 16), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    results = []
+    for numbers, parts in ((10**9, 1), (3 * 5 * 32, 3)):
+        monkeypatch.setattr(backbone_module, "PART_NUMBERS", numbers)
+        backbone = Backbone(vit())
+        backbone.use_attention(AttentionChoice("bmm", "asked for"))
+        assert backbone.use_native_blocks("fp32") is None
+        stage1 = Stage1(backbone, Classifier(32).grow(2, 0, CPU), None, config, 0, 0, "fp32")
+        calls = []
+        whole = stage1._loss
+        monkeypatch.setattr(stage1, "_loss", lambda *args, whole=whole, calls=calls: calls.append(1) or whole(*args))
+        loss_sum = stage1._backward(images, label_B, 7)
+        assert len(calls) == parts
+        results.append([loss_sum, *(p.grad for p in backbone.parameters())])
+    for in_parts, at_once in zip(results[1], results[0]):
+        torch.testing.assert_close(in_parts, at_once, rtol=2e-5, atol=1e-6)
+
+
+def test_a_run_says_who_computes_its_blocks(tmp_path) -> None:
+    images = write_images(tmp_path / "images")
+    summaries = [
+        run(tiny_config(images, tmp_path / name, "--tasks.sizes", "[2,2]", "--runtime.attention", name), preset="demo")
+        for name in ("auto", "sdpa")
+    ]
+    reasons = [summary["backend_reasons"]["blocks"] for summary in summaries]
+    assert summaries[1]["backends"]["blocks"] == "timm" and "attention is sdpa" in reasons[1]
+    if passes.why_not() is None:
+        assert summaries[0]["backends"]["blocks"] == "native passes" and "between each two" in reasons[0]
+        assert summaries[0]["backends"]["attention"] == "bmm"

@@ -50,7 +50,8 @@ def killed_then_finished(config, folder: Path, deaths: list[Death], size: int) -
         assert codes[0] in (0, -9), codes
         if codes[0] == 0:
             break
-        assert all(code == 1 for code in codes[1:]), "the other ranks must notice that one is gone"
+        # A rank that is through may have ended well while rank 0 was still writing the summary.
+        assert all(code in (0, 1) for code in codes[1:]), f"the other ranks must notice that one is gone: {codes}"
         kills += 1
     started = processes(config, folder, None, size)
     assert wait(started) == [0] * size, started[0].log.read_text()

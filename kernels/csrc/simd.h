@@ -58,9 +58,16 @@ inline float to_float(float x) { return x; }
 inline float to_float(BFloat16 x) { return bits<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 inline FloatV load_floats(const float* p) { return load<FloatV>(p); }
+#if defined(__AVX512F__)
+inline FloatV load_floats(const BFloat16* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return bits<FloatV>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+#else
 inline FloatV load_floats(const BFloat16* p) {
   return bits<FloatV>(__builtin_convertvector(load<HalfV>(p), UIntV) << 16);
 }
+#endif
 
 // The first n < kLanes elements, `fill` behind them; masked where the instruction set can.
 template <class T>
@@ -96,14 +103,26 @@ inline FloatV load_some(const float* p, int64_t n, float fill) {
 inline void store_some(float* p, FloatV v, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), bits<__m256>(v)); }
 #endif
 
-// Round to nearest even; a NaN stays a NaN.
-inline void store_floats(float* p, FloatV v) { store(p, v); }
-inline void store_floats(BFloat16* p, FloatV v) {
+// Round to nearest even; a NaN stays a NaN. The bits are in the low half of every lane.
+inline UIntV bf16_bits(FloatV v) {
   const UIntV u = bits<UIntV>(v);
   const UIntV rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const UIntV nan = (u >> 16) | 0x40u;
-  store(p, __builtin_convertvector(v != v ? nan : rounded, HalfV));
+  return v != v ? nan : rounded;
 }
+
+inline void store_floats(float* p, FloatV v) { store(p, v); }
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+inline void store_floats(BFloat16* p, FloatV v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits<__m512i>(bf16_bits(v))));
+}
+inline void store_some(BFloat16* p, FloatV v, int64_t n) {
+  const __mmask16 live = static_cast<__mmask16>((1u << n) - 1);
+  _mm256_mask_storeu_epi16(p, live, _mm512_cvtepi32_epi16(bits<__m512i>(bf16_bits(v))));
+}
+#else
+inline void store_floats(BFloat16* p, FloatV v) { store(p, __builtin_convertvector(bf16_bits(v), HalfV)); }
+#endif
 
 inline void store_float(float* p, float x) { *p = x; }
 inline void store_float(BFloat16* p, float x) {
@@ -132,10 +151,12 @@ inline float sum_lanes(FloatV v) {
 inline float max_lanes_nan(FloatV v) {
   float lanes[kLanes];
   store(lanes, v);
-  float best = lanes[0];
-  for (int i = 1; i < kLanes; ++i)
-    if (!(best != best) && !(lanes[i] <= best)) best = lanes[i];
-  return best;
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) {
+      const float a = lanes[i], b = lanes[i + half];
+      lanes[i] = (a > b) | (a != a) ? a : b;
+    }
+  return lanes[0];
 }
 
 // e^x for x <= 0 to about one unit in the last place; below -87.3 it is 0, NaN stays NaN.

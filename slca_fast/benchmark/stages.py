@@ -45,9 +45,12 @@ BATCH = 128
 def fast_backbone(config: Config, device: torch.device, precision: str, compiled: bool = False) -> Backbone:
     """The backbone as a run of ``config`` in ``precision`` uses it."""
     backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
-    backbone.use_attention(choose_attention(backbone.vit, device, precision, config.optim.batch_size))
+    native, num_images = not compiled and backbone.why_no_native_blocks("bmm") is None, config.optim.batch_size
+    backbone.use_attention(choose_attention(backbone.vit, device, precision, num_images, native_blocks=native))
     if compiled:
-        backbone.use_compiler(config.optim.batch_size, config.optim.batch_size)
+        backbone.use_compiler(num_images, num_images)
+    else:
+        backbone.use_native_blocks(precision)
     return backbone
 
 

@@ -47,11 +47,17 @@ class AttentionChoice:
 
 
 def choose_attention(
-    vit: nn.Module, device: torch.device, precision: str, num_images: int, requested: str = "auto"
+    vit: nn.Module,
+    device: torch.device,
+    precision: str,
+    num_images: int,
+    requested: str = "auto",
+    native_blocks: bool = False,
 ) -> AttentionChoice:
     """The implementation for ``vit`` on ``device`` with batches of ``num_images``.
 
     ``precision`` is "fp32" or "bf16" (autocast). ``requested`` other than "auto" is taken as it is.
+    ``native_blocks``: whether the native library could run the blocks, which it does with "bmm" alone.
     """
     if requested != "auto":
         return AttentionChoice(requested, "asked for")
@@ -59,6 +65,8 @@ def choose_attention(
     if not layers:
         return AttentionChoice("sdpa", "the model has no attention layer of timm's plain kind")
     num_tokens = vit.pos_embed.shape[1] if getattr(vit, "pos_embed", None) is not None else 197
+    if native_blocks and num_tokens <= MOST_BMM_TOKENS:
+        return AttentionChoice("bmm", "fixed: the native passes take no other")
     if precision == "fp32":
         # torch's fused CPU attention multiplies by MKL, products through oneDNN are faster while the scores stay small.
         small = device.type == "cpu" and num_tokens <= MOST_BMM_TOKENS

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError
-from slca_fast.model import fast_vit
+from slca_fast.model import cpu_blocks, fast_vit
 from slca_fast.model.attention import AttentionChoice
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 
 # method: hybrid slow learner = every backbone parameter with one of these in its name, plus LoRA.
 HYBRID_NAMES = ("norm", "bias", "cls_token", "lora_A", "lora_B")
+# On the CPU a batch passes in parts of about so many numbers between two blocks (64 images of 65 tokens, 192 wide):
+# activations then stay within reach of the caches, and memory is reused instead of asked for anew.
+PART_NUMBERS = 64 * 65 * 192
 
 
 class Backbone(nn.Module):
@@ -35,6 +38,8 @@ class Backbone(nn.Module):
         self.plain_reason = fast_vit.why_not(vit)
         """Why timm's own forward runs instead of the one with a class-token-only last block; None if it does not."""
         self.attention = AttentionChoice("sdpa", "torch's default")
+        self.native_blocks: cpu_blocks.NativeBlocks | None = None
+        """Runs all blocks but the last where ``use_native_blocks`` found that it can."""
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._num_rows: dict[bool, int] = {}
 
@@ -45,7 +50,9 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with self.attention.context():
             if self._compiled is None:
-                return self._features(images)
+                if torch.is_grad_enabled():
+                    return self._features(images)
+                return torch.cat([self._features(part) for part in images.split(self.part_size(len(images)))])
             # One shape for every batch: a ragged one is padded with rows that nobody reads, so their gradient is 0.
             missing = self._num_rows[self.training] - len(images)
             if missing < 0:
@@ -57,6 +64,34 @@ class Backbone(nn.Module):
         """Makes every attention layer compute as chosen."""
         choice.applied_to(self.vit)
         self.attention = choice
+
+    def use_native_blocks(self, precision: str) -> str | None:
+        """Makes the blocks run by the native library's passes in precision "fp32" or "bf16", attention as "bmm".
+
+        Returns why not, and changes nothing, for a model, device or attention that it cannot serve.
+        """
+        reason = self.why_no_native_blocks(self.attention.name)
+        if reason is None:
+            self.native_blocks = cpu_blocks.NativeBlocks(torch.bfloat16 if precision == "bf16" else torch.float32)
+        return reason
+
+    def why_no_native_blocks(self, attention: str) -> str | None:
+        """Why ``use_native_blocks`` cannot serve this model with this attention; None if it can."""
+        if self.plain_reason is not None:
+            return self.plain_reason
+        if attention != "bmm":
+            return f"attention is {attention}, and they know bmm alone"
+        return cpu_blocks.why_not(self.vit.blocks[:-1])
+
+    def part_size(self, num_images: int) -> int:
+        """How many of ``num_images`` to pass at once, forward and backward; at least 1."""
+        if self.native_blocks is None:
+            return max(1, num_images)
+        return max(1, PART_NUMBERS // (self.vit.pos_embed.shape[1] * self.vit.embed_dim))
+
+    def unchanged(self) -> AbstractContextManager:
+        """To be entered around several passes without a change of parameters in between."""
+        return nullcontext() if self.native_blocks is None else self.native_blocks.keeping_weights()
 
     def use_compiler(self, num_training: int, num_evaluation: int) -> None:
         """Compiles the forward pass (and its backward) at its next call, for batches of up to so many images.
@@ -83,7 +118,8 @@ class Backbone(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         if self.plain_reason is None:
-            return fast_vit.class_token_features(self.vit, images)
+            run_blocks = fast_vit.one_after_another if self.native_blocks is None else self.native_blocks
+            return fast_vit.class_token_features(self.vit, images, run_blocks)
         return fast_vit.plain_features(self.vit, images)
 
 

@@ -1,0 +1,1 @@
+"""What a transformer block does between its matrix products, as native CPU kernels."""
