@@ -11,10 +11,10 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
 from slca_fast.kernels import native
 from slca_fast.kernels.vit_block import native_kernel as passes
+from torch import Tensor, nn
+
 from slca_fast.model.backbone import Backbone, autocast, freeze_backbone
 from slca_fast.model.cpu_blocks import NativeBlocks, why_not
 from slca_fast.model.fast_vit import set_attention

@@ -115,11 +115,14 @@ inline FloatV exp_finite(FloatV x) {
   const FloatV n = shifted - magic;
   FloatV r = clamped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  FloatV p = coarse ? splat(0.041457436978816986f) : splat(0.0082975123077631f) * r + 0.04191527143120766f;
-  p = p * r + (coarse ? 0.1679079532623291f : 0.16667576134204865f);
-  p = p * r + (coarse ? 0.5000436305999756f : 0.49998897314071655f);
-  p = p * r + (coarse ? 0.9999634623527527f : 0.9999997019767761f);
-  p = p * r + (coarse ? 0.9999992847442627f : 1.0000001192092896f);
+  // In pairs, for a shorter chain of dependent steps.
+  const FloatV r2 = r * r;
+  FloatV p;
+  if (coarse)
+    p = (r * 0.041457436978816986f + 0.1679079532623291f) * r + 0.5000436305999756f;
+  else
+    p = (r * 0.0082975123077631f + 0.04191527143120766f) * r2 + (r * 0.16667576134204865f + 0.49998897314071655f);
+  p = p * r2 + (coarse ? r * 0.9999634623527527f + 0.9999992847442627f : r * 0.9999997019767761f + 1.0000001192092896f);
   return bits<FloatV>(bits<IntV>(p) + (bits<IntV>(shifted) << 23));
 }
 
@@ -129,12 +132,10 @@ template <bool coarse>
 inline FloatV scaled_erfc(FloatV z) {
   const FloatV t = splat(1.0f) / (z * (coarse ? 0.51f : 0.58f) + 1.0f);
   if (coarse) {
-    FloatV p = splat(-0.19791719317436218f);
-    p = p * t + 0.507972240447998f;
-    p = p * t + 0.07090774923563004f;
-    p = p * t + 0.3379405438899994f;
-    p = p * t + 0.2806966006755829f;
-    return p * t + 0.0003887896309606731f;
+    const FloatV t2 = t * t;
+    const FloatV high = (t * -0.19791719317436218f + 0.507972240447998f) * t2;
+    const FloatV low = (t * 0.07090774923563004f + 0.3379405438899994f) * t2;
+    return high * t2 + low + (t * 0.2806966006755829f + 0.0003887896309606731f);
   }
   FloatV p = splat(0.05206291750073433f);
   p = p * t - 0.2665984332561493f;
