@@ -226,9 +226,11 @@ def join_ranks(cuda: bool) -> Ranks:
                             "devices; start one rank per device, or add --runtime.device cpu")
         torch.cuda.set_device(local_rank)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    store = own_store(rank, size, default_pg_timeout)
     try:
+        store = own_store(rank, size, default_pg_timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except RankLost:
+        raise
     except RuntimeError as error:
         raise RankLost(f"the ranks cannot reach each other: {str(error).splitlines()[0]}") from error
     return Ranks(rank, size, local_rank, local_size)

@@ -38,7 +38,7 @@ from slca_fast.evaluate import (
 )
 from slca_fast.files import replace_json, replace_text
 from slca_fast.gaussians import ClassGaussians
-from slca_fast.model.attention import AttentionChoice, choose_attention
+from slca_fast.model.attention import CANDIDATES, AttentionChoice, choose_attention
 from slca_fast.model.backbone import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.model.products import fast_float32_products, float32_products_backend
@@ -64,6 +64,8 @@ from slca_fast.tasks import TaskPlan, plan_tasks
 from slca_fast.tracking import open_trackers
 from slca_fast.train import EpochReport, NonFiniteLoss, Stage1, Stopped
 
+# Who computes the blocks, by whether the native passes do.
+BLOCKS = {True: "native passes", False: "timm"}
 OUT_OF_MEMORY = (
     "out of memory in {where}: lower --optim.batch_size, keep images elsewhere with --data.cache host (or off), "
     "or compute with --runtime.precision bf16"
@@ -194,12 +196,27 @@ class Experiment:
                 )
             )
         )
-        self.backbone.use_attention(AttentionChoice(*chosen))
+        self._use_attention(AttentionChoice(*chosen))
         if self.compiled:
             self.backbone.use_compiler(num_images, config.optim.batch_size)
-            self.blocks_reason = "torch.compile makes the kernels"
-        else:
-            self.blocks_reason = self.backbone.use_native_blocks(self.precision)
+
+    def _use_attention(self, choice: AttentionChoice) -> None:
+        self.backbone.use_attention(choice)
+        compiler = "torch.compile makes the kernels" if self.compiled else None
+        self.blocks_reason = compiler or self.backbone.use_native_blocks(self.precision)
+
+    def _go_on_with(self, attention: str | None, blocks: str | None, report: Callable[[str], None]) -> None:
+        """What the run began with, where this machine has it: everything else rounds differently."""
+        asked_for = self.config.runtime.attention != "auto"
+        if attention in CANDIDATES[self.device.type] and attention != self.backbone.attention.name and not asked_for:
+            self._use_attention(AttentionChoice(attention, "as the run began"))
+        if blocks == BLOCKS[False] and self.blocks_reason is None:
+            self.backbone.native_blocks, self.blocks_reason = None, "the run began without the native passes"
+        elif blocks == BLOCKS[True] and self.blocks_reason is not None:
+            report(
+                f"the run began with the native passes, which are missing here ({self.blocks_reason}): the last bits "
+                "of what follows may differ"
+            )
 
     def _compile(self) -> None:
         if self.compiled and self.position.task < self.plan.num_tasks:
@@ -405,6 +422,8 @@ class Experiment:
             "trained_images": self.trained_images,
             "train_seconds": self.train_seconds,
             "metrics_bytes": self.folder.metrics_bytes,
+            "attention": self.backbone.attention.name,
+            "blocks": BLOCKS[self.blocks_reason is None],
         }
         self.folder.save_position(
             position.task,
@@ -472,6 +491,7 @@ class Experiment:
         self.frozen_hash = restore_frozen(self.backbone, self.folder.frozen, state, report)
         self.classifier = Classifier(self.backbone.feature_dim)
         self.aligned = restore_model(tensors, self.backbone, self.classifier, self.plan, self.device)
+        self._go_on_with(state.get("attention"), state.get("blocks"), report)
         self.gaussians, self.position, self.results = gaussians, progress.position, progress.results
         self.optimizer_state = tensors.get("optimizer")
         self.seconds, self.trained_images = progress.seconds, progress.trained_images
@@ -497,7 +517,7 @@ class Experiment:
             "optimizer": optimizer_backend(config.optim.name, self.device),
             "attention": self.backbone.attention.name,
             "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
-            "blocks": "native passes" if self.blocks_reason is None else "timm",
+            "blocks": BLOCKS[self.blocks_reason is None],
             "compile": "torch.compile" if self.compiled else "off",
             "fp32 products": products[0],
             **{name: backend for name, (backend, _) in ops.items()},

@@ -22,7 +22,8 @@ POLL_S = 0.02
 def own_store(rank: int, size: int, timeout: timedelta) -> dist.Store:
     """The part of torchrun's store that only the present processes know; raises RankLost if not all come in time."""
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
-    return dist.PrefixStore(f"slca_fast/{agree_on_name(store, rank, size, timeout)}", store)
+    name = agree_on_name(dist.PrefixStore("slca_fast/meeting", store), rank, size, timeout)
+    return dist.PrefixStore(f"slca_fast/{name}", store)
 
 
 def agree_on_name(store: dist.Store, rank: int, size: int, timeout: timedelta) -> str:

@@ -21,6 +21,7 @@ from slca_fast.errors import DataError, UserError
 from slca_fast.evaluate import class_scores
 from slca_fast.model.backbone import Backbone, build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
+from slca_fast.model.products import fast_float32_products
 from slca_fast.resume import restore_model
 from slca_fast.run_folder import is_finished_task, positions, read_config
 from slca_fast.tasks import TaskPlan
@@ -43,7 +44,7 @@ class TrainedModel:
 
     def scores(self, images: Tensor) -> Tensor:
         """Class scores ``[N, seen classes]`` (class positions in the class order) of normalised images."""
-        with torch.no_grad(), autocast(self.precision, self.device):
+        with torch.no_grad(), autocast(self.precision, self.device), fast_float32_products(self.device):
             features = self.backbone(images.to(self.device)).float()
         return class_scores(self.classifier.logits(features), self.plan)
 
@@ -70,16 +71,19 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
         raise UserError(f"{run} is damaged: {problem}") from problem
     backbone.load_state_dict(frozen["backbone"], strict=False)
     aligned = restore_model(tensors, backbone, Classifier(backbone.feature_dim), plan, torch.device("cpu"))
+    precision = pick_precision(config.runtime.precision, target)
+    backbone = backbone.to(target).eval()
+    backbone.use_fast_path(precision, config.optim.batch_size, config.runtime.attention)
     classifier = LinearClassifier(aligned.weight_CD.to(target), aligned.bias_C.to(target), aligned.task_sizes)
     return TrainedModel(
         config,
         plan,
         tuple(state["class_names"]),
         len(aligned.task_sizes),
-        backbone.to(target).eval(),
+        backbone,
         classifier,
         target,
-        pick_precision(config.runtime.precision, target),
+        precision,
     )
 
 

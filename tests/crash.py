@@ -16,6 +16,7 @@ from pathlib import Path
 from slca_fast import files
 from slca_fast.distributed import join_ranks
 from slca_fast.experiment import run
+from slca_fast.model import backbone
 from slca_fast.progress import Observer
 from slca_fast.run_folder import begun
 
@@ -75,6 +76,8 @@ def train(config, log: str, death: Death | None, rank: int, size: int, port: int
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # Batches pass in several parts, as large ones do.
+    backbone.PART_NUMBERS = 3 * 5 * 24
     reaper = _Reaper(death or Death("", 0))
     files.os = _DeadlyOs(reaper)
     if size > 1:

@@ -17,7 +17,7 @@ TINY_ARGS = [
     "--model.checkpoint",
     "null",
     "--model.kwargs",
-    "{img_size: 16, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}",
+    "{img_size: 16, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}",
     "--data.image_size",
     "16",
     "--data.backend",

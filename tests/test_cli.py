@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -377,13 +378,14 @@ def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) ->
     import torch
     from safetensors.torch import load_file
 
+    from slca_fast.model.fast_vit import set_attention
     from slca_fast.model.lora import merge_lora
     from slca_fast.trained import load_run
 
     run = tmp_path / "run"
     args = ["train", "demo", *TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images), "--output", str(run)]
     # The size of the images comes from data.image_size alone.
-    assert main([*args, "--model.kwargs", "{patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}"]) == 0
+    assert main([*args, "--model.kwargs", "{patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}"]) == 0
     assert main(["export", str(run), "--format", "timm", "--to", str(tmp_path / "timm")]) == 0
     config = json.loads((tmp_path / "timm/config.json").read_text())
     vit = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["kwargs"])
@@ -392,7 +394,8 @@ def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) ->
     assert config["kwargs"]["img_size"] == config["image_size"] == 16
     pixels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     exported, model = vit.eval()(pixels), load_run(run, "cpu")
-    same_order = merge_lora(model.backbone.vit).eval()
+    same_order = merge_lora(copy.deepcopy(model.backbone.vit)).eval()
+    set_attention(same_order, "sdpa")
     same = model.classifier.logits(same_order.forward_head(same_order.forward_features(pixels), pre_logits=True))
     assert torch.equal(exported, same)
     # Our own way adds in another order: LoRA beside the weight, the last block for the class token alone.

@@ -117,11 +117,59 @@ def test_a_model_runs_its_blocks_natively_and_its_features_stay_the_same() -> No
 
 
 def test_one_block_leaves_nothing_to_run_natively() -> None:
-    backbone = Backbone(make(depth=1))
-    backbone.attention = type(backbone.attention)("bmm", "asked for")
-    assert backbone.use_native_blocks("fp32") is None
+    assert Backbone(make(depth=1)).use_fast_path("fp32", 8) == "there is no block but the last"
+
+
+def test_a_model_without_position_embedding_passes_in_parts() -> None:
+    backbone = Backbone(make(pos_embed="none"))
+    assert backbone.use_fast_path("fp32", 8) is None
+    assert backbone.part_size(10**9) > 1
     images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(backbone(images), backbone.vit(images), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(backbone(images), backbone.vit(images), rtol=1e-5, atol=1e-5)
+
+
+def test_without_gradients_nothing_is_kept_for_a_backward(monkeypatch) -> None:
+    asked, gelu = [], passes.gelu
+    monkeypatch.setattr(passes, "gelu", lambda *args, with_slope: asked.append(with_slope) or gelu(*args, with_slope))
+    blocks, tokens = make().blocks, torch.randn(2, 5, 24)
+    with torch.no_grad():
+        out = NativeBlocks(torch.float32)(blocks, tokens)
+    assert asked == [False] * 3
+    assert torch.equal(NativeBlocks(torch.float32)(blocks, tokens), out) and asked[3:] == [True] * 3
+
+
+@pytest.mark.parametrize("dims", [(1, 0, 2), (2, 1, 0), (0, 2, 1)], ids=str)
+def test_a_permuted_upstream_gradient_is_read_in_its_order(dims) -> None:
+    blocks = make().blocks
+
+    def permuted(run):
+        return lambda blocks, tokens: run(blocks, tokens).permute(*dims).reshape(-1)
+
+    tokens = torch.randn(3, 5, 24)
+    truth = results(copy.deepcopy(blocks).double(), permuted(timms), tokens.double())
+    ours = results(blocks, permuted(NativeBlocks(torch.float32)), tokens)
+    for name in truth:
+        assert distance(ours[name], truth[name]) < 3e-6, name
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    out = NativeBlocks(torch.float32)(make().blocks, torch.randn(2, 5, 24)).sum()
+    out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="run the forward pass again"):
+        out.backward()
+
+
+def test_another_default_dtype_changes_nothing() -> None:
+    blocks, tokens = make().blocks, torch.randn(2, 5, 24)
+    expected = results(blocks, NativeBlocks(torch.float32), tokens)
+    expected = {name: value.clone() for name, value in expected.items()}
+    torch.set_default_dtype(torch.float16)
+    try:
+        found = results(blocks, NativeBlocks(torch.float32), tokens)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import torch
 from helpers import tiny_config, write_images
 from slca_fast.kernels.vit_block import native_kernel as passes
 
-from slca_fast.experiment import run
-from slca_fast.model import attention
+from slca_fast.experiment import Interrupted, run
+from slca_fast.model import attention, cpu_blocks
 from slca_fast.model import backbone as backbone_module
 from slca_fast.model.attention import AttentionChoice, choose_attention
 from slca_fast.model.backbone import Backbone
@@ -101,6 +101,7 @@ def test_a_batch_in_parts_has_the_gradients_and_the_loss_of_the_whole(monkeypatc
     config = tiny_config(tmp_path, tmp_path / "run")
     images, label_B = torch.randn(7, 3, 16, 16), torch.tensor([0, 1, 1, 0, 1, 0, 0])
     results = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for numbers, parts in ((10**9, 1), (3 * 5 * 32, 3)):
         monkeypatch.setattr(backbone_module, "PART_NUMBERS", numbers)
         backbone = Backbone(vit())
@@ -128,3 +129,17 @@ def test_a_run_says_who_computes_its_blocks(tmp_path) -> None:
     if passes.why_not() is None:
         assert summaries[0]["backends"]["blocks"] == "native passes" and "between each two" in reasons[0]
         assert summaries[0]["backends"]["attention"] == "bmm"
+
+
+def test_a_resumed_run_keeps_the_attention_that_was_measured_when_it_began(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(cpu_blocks, "why_not", lambda blocks: "not in this test")
+    images = write_images(tmp_path / "images")
+    config = tiny_config(images, tmp_path / "run", "--tasks.sizes", "[2,2]", "--runtime.precision", "bf16")
+    monkeypatch.setattr(attention, "_measure", lambda *args: {"bmm": 9.0, "sdpa": 1.0})
+    with pytest.raises(Interrupted):
+        run(config, preset="demo", should_stop=lambda: True)
+    (tmp_path / "cache/slca_fast/attention.json").unlink()
+    monkeypatch.setattr(attention, "_measure", lambda *args: {"bmm": 1.0, "sdpa": 9.0})
+    summary = run(config, preset="demo", resume=True)
+    assert summary["backends"]["attention"] == "sdpa"
+    assert summary["backend_reasons"]["attention"] == "as the run began"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import torch
 
 from slca_fast.model import products
@@ -37,7 +40,28 @@ def test_a_processor_that_would_round_is_left_alone(monkeypatch) -> None:
         products.why_not.cache_clear()
 
 
-def test_cuda_is_left_alone() -> None:
-    before = precision()
-    with products.fast_float32_products(torch.device("cuda")):
-        assert precision() == before
+def test_cuda_has_no_tf32_while_a_run_lasts() -> None:
+    before = precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        with products.fast_float32_products(torch.device("cuda")):
+            assert precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_a_process_that_sets_its_precision_by_backend_keeps_it() -> None:
+    # In a process of its own: torch has no way back from there.
+    code = (
+        "import torch\nfrom slca_fast.model import products\n"
+        "torch.backends.fp32_precision = 'tf32'\n"
+        "for kind in ('cuda', 'cpu'):\n"
+        "    with products.fast_float32_products(torch.device(kind)):\n"
+        "        assert torch.backends.fp32_precision == 'tf32'\n"
+        "print(products.float32_products_backend(torch.device('cuda'))[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,11 +1,13 @@
 """The ranks of a restarted attempt find each other, not what the attempt before left in the store."""
 
+import socket
 import threading
 from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
 
+from slca_fast import distributed
 from slca_fast.errors import RankLost
 from slca_fast.rendezvous import agree_on_name
 
@@ -53,3 +55,15 @@ def test_an_attempt_that_only_one_rank_joined_leaves_nothing_that_misleads_the_n
         agree_on_name(client(server), rank, 2, timedelta(seconds=0.3))
     names = meet(server, 2, {1 - rank: 0.2})
     assert names[0] == names[1] != old
+
+
+def test_a_store_that_nobody_serves_ends_in_one_line(monkeypatch) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "default_pg_timeout", timedelta(seconds=1))
+    with pytest.raises(RankLost, match="cannot reach each other"):
+        distributed.join_ranks(cuda=False)

@@ -2,6 +2,9 @@
 
 #include "simd.h"
 
+// The loop bodies are called twice each, for whole vectors and for the end of a row.
+#define SLCA_INLINE __attribute__((always_inline))
+
 namespace slca::SLCA_ISA {
 namespace {
 
@@ -13,7 +16,7 @@ struct Some {
 
 // Calls step(first, Whole or Some) over a row.
 template <class Step>
-inline __attribute__((always_inline)) void over_row(int64_t width, Step step) {
+inline SLCA_INLINE void over_row(int64_t width, Step step) {
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) step(i, Whole{});
   if (i < width) step(i, Some{width - i});
@@ -45,7 +48,7 @@ void residual_norm(const float* x, const T* y, const float* bias, const float* g
                    int64_t num_rows, int64_t width, float* sum, T* hidden, float* mean, float* inv_std) {
   for (int64_t row = 0; row < num_rows; ++row, x += width, sum += width) {
     FloatV total{};
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       FloatV v = get(x + i, n);
       if (y) v += get(y + i, n);
       if (bias) v += get(bias + i, n);
@@ -56,12 +59,12 @@ void residual_norm(const float* x, const T* y, const float* bias, const float* g
     if (!gamma) continue;
     const float mu = sum_lanes(total) / width;
     FloatV squares{};
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       const FloatV centred = get(sum + i, n, mu) - mu;
       squares += centred * centred;
     });
     const float r = 1.0f / __builtin_sqrtf(sum_lanes(squares) / width + eps);
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       put(hidden + i, (get(sum + i, n) - mu) * r * get(gamma + i, n) + get(beta + i, n), n);
     });
     hidden += width;
@@ -79,7 +82,7 @@ void residual_norm_backward(const T* grad_hidden, const float* sum, const float*
     if (gamma) {
       mu = mean[row], r = inv_std[row];
       FloatV total_g{}, total_gx{};
-      over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+      over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
         const FloatV h = get(grad_hidden + i, n), normalized = (get(sum + i, n) - mu) * r;
         const FloatV g = h * get(gamma + i, n);
         total_g += g;
@@ -89,7 +92,7 @@ void residual_norm_backward(const T* grad_hidden, const float* sum, const float*
       });
       of_g = sum_lanes(total_g) / width, of_gx = sum_lanes(total_gx) / width;
     }
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       FloatV v = get(grad_sum + i, n);
       if (gamma) {
         const FloatV g = get(grad_hidden + i, n) * get(gamma + i, n), normalized = (get(sum + i, n) - mu) * r;
@@ -164,7 +167,7 @@ inline FloatV gelu_slope(FloatV x, FloatV* out) {
 template <class T>
 void gelu(const T* x, const float* bias, int64_t num_rows, int64_t width, T* out, T* slope) {
   for (int64_t row = 0; row < num_rows; ++row, x += width, out += width) {
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       FloatV value;
       const FloatV steepness = gelu_slope<kCoarse<T>>(get(x + i, n) + get(bias + i, n), &value);
       put(out + i, value, n);
@@ -177,7 +180,7 @@ void gelu(const T* x, const float* bias, int64_t num_rows, int64_t width, T* out
 template <class T>
 void gelu_backward(const T* grad, const T* slope, int64_t num_rows, int64_t width, T* grad_x, float* bias_sum) {
   for (int64_t row = 0; row < num_rows; ++row, grad += width, slope += width, grad_x += width)
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       const FloatV v = get(grad + i, n) * get(slope + i, n);
       put(grad_x + i, v, n);
       add(bias_sum + i, v, n);
@@ -193,19 +196,19 @@ void softmax(T* scores, float scale, int64_t num_rows, int64_t width) {
   float kept[kKept + kLanes];
   for (int64_t row = 0; row < num_rows; ++row, scores += width) {
     FloatV largest = splat(lowest);
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       largest = max_nan(largest, get(scores + i, n, lowest));
     });
     const float peak = max_lanes_nan(largest) * scale;
     const bool keep = width <= kKept;
     FloatV total{};
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       const FloatV value = exp_nonpositive(get(scores + i, n, lowest) * scale - peak);
       if (keep) store(kept + i, value);
       total += value;
     });
     const float inverse = 1.0f / sum_lanes(total);
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       const FloatV value =
           keep ? load<FloatV>(kept + i) : exp_nonpositive(get(scores + i, n, lowest) * scale - peak);
       put(scores + i, value * inverse, n);
@@ -217,9 +220,11 @@ template <class T>
 void softmax_backward(T* grad, const T* probabilities, float scale, int64_t num_rows, int64_t width) {
   for (int64_t row = 0; row < num_rows; ++row, grad += width, probabilities += width) {
     FloatV total{};
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) { total += get(grad + i, n) * get(probabilities + i, n); });
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+      total += get(grad + i, n) * get(probabilities + i, n);
+    });
     const float mean = sum_lanes(total);
-    over_row(width, [&](int64_t i, auto n) __attribute__((always_inline)) {
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
       put(grad + i, (get(grad + i, n) - mean) * get(probabilities + i, n) * scale, n);
     });
   }
@@ -236,7 +241,9 @@ void split_heads(const T* in, const float* bias, int64_t tokens, int64_t parts, 
         if (!shift)
           std::memcpy(target, in, dim * sizeof(T));
         else
-          over_row(dim, [&](int64_t i, auto n) __attribute__((always_inline)) { put(target + i, get(in + i, n) + get(shift + i, n), n); });
+          over_row(dim, [&](int64_t i, auto n) SLCA_INLINE {
+            put(target + i, get(in + i, n) + get(shift + i, n), n);
+          });
       }
 }
 
@@ -250,7 +257,7 @@ void merge_heads(const T* in, int64_t tokens, int64_t parts, int64_t heads, int6
         std::memcpy(out, source, dim * sizeof(T));
         if (!bias_sum) continue;
         float* total = bias_sum + (part * heads + head) * dim;
-        over_row(dim, [&](int64_t i, auto n) __attribute__((always_inline)) { add(total + i, get(source + i, n), n); });
+        over_row(dim, [&](int64_t i, auto n) SLCA_INLINE { add(total + i, get(source + i, n), n); });
       }
 }
 

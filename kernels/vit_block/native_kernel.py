@@ -44,7 +44,7 @@ def residual_norm(
     num_rows, width = x_MD.shape
     sum_MD = x_MD if y_MD is None and bias_D is None else torch.empty_like(x_MD)
     hidden_MD = torch.empty(num_rows, width, dtype=dtype)
-    mean_M, inv_std_M = torch.empty(num_rows), torch.empty(num_rows)
+    mean_M, inv_std_M = _floats(num_rows), _floats(num_rows)
     _residual_norm(
         dtype == torch.bfloat16, x_MD, y_MD, bias_D, gamma_D, beta_D, eps, num_rows, width,
         sum_MD, hidden_MD, mean_M, inv_std_M, _threads(),
@@ -59,7 +59,7 @@ def residual_norm_backward(
 
     ``grad_sum`` is the gradient that reaches s by other ways; it is overwritten and returned.
     """
-    rounded_MD, sums_3D = torch.empty_like(grad_hidden_MD), torch.empty(3, sum_MD.shape[1])
+    rounded_MD, sums_3D = torch.empty_like(grad_hidden_MD), _floats(3, sum_MD.shape[1])
     _residual_norm_backward(
         _is_bf16(grad_hidden_MD), grad_hidden_MD, sum_MD, mean_M, inv_std_M, gamma_D, grad_sum_MD, *sum_MD.shape,
         grad_sum_MD, rounded_MD, sums_3D, _threads(),
@@ -69,7 +69,8 @@ def residual_norm_backward(
 
 def round_and_sum(grad_MD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(``grad`` in ``dtype``, its sum over rows in float32)."""
-    rounded_MD, sums_3D = torch.empty(grad_MD.shape, dtype=dtype), torch.empty(3, grad_MD.shape[1])
+    assert grad_MD.dtype == torch.float32 and grad_MD.is_contiguous()
+    rounded_MD, sums_3D = torch.empty(grad_MD.shape, dtype=dtype), _floats(3, grad_MD.shape[1])
     _residual_norm_backward(
         dtype == torch.bfloat16, None, None, None, None, None, grad_MD, *grad_MD.shape, grad_MD, rounded_MD, sums_3D,
         _threads(),
@@ -87,7 +88,7 @@ def gelu(x_MF: Tensor, bias_F: Tensor, with_slope: bool) -> tuple[Tensor, Tensor
 
 def gelu_backward(grad_MF: Tensor, slope_MF: Tensor) -> tuple[Tensor, Tensor]:
     """(grad * slope written over ``grad``, its sum over rows in float32)."""
-    bias_F = torch.empty(grad_MF.shape[1])
+    bias_F = _floats(grad_MF.shape[1])
     _gelu_backward(_is_bf16(grad_MF), grad_MF, slope_MF, *grad_MF.shape, grad_MF, bias_F, _threads())
     return grad_MF, bias_F
 
@@ -119,7 +120,7 @@ def merge_heads(x: Tensor, num_images: int, with_sum: bool) -> tuple[Tensor, Ten
     parts, num_rows, tokens, dim = x.shape
     heads = num_rows // num_images
     out_MK = torch.empty(num_images * tokens, parts * heads * dim, dtype=x.dtype)
-    bias_K = torch.empty(parts * heads * dim) if with_sum else None
+    bias_K = _floats(parts * heads * dim) if with_sum else None
     _merge_heads(_is_bf16(x), x, num_images, tokens, parts, heads, dim, out_MK, bias_K, _threads())
     return out_MK, bias_K
 
@@ -127,6 +128,11 @@ def merge_heads(x: Tensor, num_images: int, with_sum: bool) -> tuple[Tensor, Ten
 def _is_bf16(tensor: Tensor) -> bool:
     assert tensor.dtype in DTYPES and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
     return tensor.dtype == torch.bfloat16
+
+
+def _floats(*shape: int) -> Tensor:
+    # Whatever the process's default dtype and device.
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _threads() -> int:

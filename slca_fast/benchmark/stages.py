@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,12 @@ BATCH = 128
 def fast_backbone(config: Config, device: torch.device, precision: str, compiled: bool = False) -> Backbone:
     """The backbone as a run of ``config`` in ``precision`` uses it."""
     backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
-    native, num_images = not compiled and backbone.why_no_native_blocks("bmm") is None, config.optim.batch_size
-    backbone.use_attention(choose_attention(backbone.vit, device, precision, num_images, native_blocks=native))
+    num_images = config.optim.batch_size
     if compiled:
+        backbone.use_attention(choose_attention(backbone.vit, device, precision, num_images))
         backbone.use_compiler(num_images, num_images)
     else:
-        backbone.use_native_blocks(precision)
+        backbone.use_fast_path(precision, num_images)
     return backbone
 
 
@@ -93,7 +93,8 @@ def evaluation_forward(method: str, images: Path, device: torch.device, compiled
     learner, batch = _official_learner(config, device), _batch(config, device)
 
     def forward(model: Callable[[Tensor], Tensor], precision: str) -> Tensor:
-        with torch.no_grad(), autocast(precision, device):
+        unchanged = model.unchanged() if isinstance(model, Backbone) else nullcontext()
+        with torch.no_grad(), autocast(precision, device), unchanged:
             return model(batch.images).float()
 
     ways = {BASELINE: lambda: forward(learner.features, "fp32")}

@@ -1,4 +1,4 @@
-"""``slca-fast bench``: ops, stages or whole runs against their baselines, as a table and a JSON file."""
+"""``slca-fast bench``: ops, stages, whole runs or accuracies against their baselines, as a table and a JSON file."""
 
 from __future__ import annotations
 
@@ -17,16 +17,21 @@ def main(argv: Sequence[str]) -> int:
     """Measures one suite and prints its rows; ``--json`` writes them with machine, versions and date."""
     parser = argparse.ArgumentParser(
         prog="slca-fast bench",
-        description="Measure this machine: single ops, the stages of a run, whole runs, or how a run grows.",
+        description="Measure this machine: single ops, the stages of a run, whole runs, how a run grows, or whether "
+        "the fast ways learn as well as the official one.",
     )
     parser.add_argument("--suite", choices=tuple(SUITES), default="stages")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 5; whole runs: 1)")
-    parser.add_argument("--only", help="comma-separated names: ops, stages, or methods of the run suite")
+    parser.add_argument("--only", help="comma-separated names: ops, stages, or methods (run, accuracy)")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile")
     options = parser.parse_args(argv)
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}: give at least 1")
+    for suite in ("growth", "accuracy"):
+        for option in ("rounds", "compile", *(["only"] if suite == "growth" else [])):
+            if options.suite == suite and getattr(options, option):
+                parser.error(f"--{option} is not for --suite {suite}: leave it out")
     only = tuple(options.only.split(",")) if options.only else None
     rows = SUITES[options.suite](options, only, parser.error)
     if options.json is not None:
@@ -85,6 +90,13 @@ def _growth(options: argparse.Namespace, only: tuple[str, ...] | None, refuse: C
     return run.growth(on_line=_say)
 
 
+def _accuracy(options: argparse.Namespace, only: tuple[str, ...] | None, refuse: Callable[[str], Any]) -> list[dict]:
+    from slca_fast.benchmark import run
+
+    _refuse_unknown(only, run.METHODS, refuse)
+    return run.accuracy(methods=only or tuple(run.METHODS), on_line=_say)
+
+
 def _refuse_unknown(only: tuple[str, ...] | None, known: Sequence[str], refuse: Callable[[str], Any]) -> None:
     unknown = [name for name in only or () if name not in known]
     if unknown:
@@ -103,4 +115,4 @@ def _show(row: dict[str, Any]) -> None:
     )
 
 
-SUITES = {"ops": _ops, "stages": _stages, "run": _run, "growth": _growth}
+SUITES = {"ops": _ops, "stages": _stages, "run": _run, "growth": _growth, "accuracy": _accuracy}

@@ -81,8 +81,19 @@ def _arithmetic(device: torch.device) -> dict[str, str]:
         "bf16 units of the CPU": f"{', '.join(units)}: --runtime.precision bf16 pays" if units else "none",
         "fp32 products": f"{products}: {why}",
         "torch.compile": "on" if pick_compile(None, device) else "off on the CPU, where it gains nothing measurable",
+        "transformer blocks": _blocks(device),
+        "attention": "two products and a softmax in native blocks; sdpa in fp32 on CUDA; else measured at the start",
         "last block": "on the class token alone for timm's plain token-pooled ViTs; timm's own forward for others",
     }
+
+
+def _blocks(device: torch.device) -> str:
+    from slca_fast.kernels.vit_block import native_kernel
+
+    if device.type == "cuda":
+        return "timm's modules under torch.compile; the native passes are for CPUs"
+    reason = native_kernel.why_not()
+    return "one native pass between each two matrix products" if reason is None else f"timm's modules: {reason}"
 
 
 def _importable(module: str, use: str, otherwise: str = "not installed") -> str:

@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
     from slca_fast.data.stream import Stream
     from slca_fast.errors import UserError
     from slca_fast.evaluate import evaluate, extract_features
+    from slca_fast.model.products import fast_float32_products
     from slca_fast.trained import load_run
 
     model = load_run(options.run, options.device)
@@ -32,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--data.root {config.data.root}: its classes are not those of {options.run}")
     stream = Stream(dataset, model.plan, config.data, config.optim.batch_size, model.device)
     try:
-        features, labels = extract_features(model.backbone, stream.seen_test(model.num_tasks_done - 1), model.precision)
+        with fast_float32_products(model.device):
+            images = stream.seen_test(model.num_tasks_done - 1)
+            features, labels = extract_features(model.backbone, images, model.precision)
     finally:
         stream.close()
     result = evaluate(model.classifier, features, labels, model.plan)

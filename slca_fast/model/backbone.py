@@ -15,15 +15,15 @@ from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError
 from slca_fast.model import cpu_blocks, fast_vit
-from slca_fast.model.attention import AttentionChoice
+from slca_fast.model.attention import AttentionChoice, choose_attention
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 
 # method: hybrid slow learner = every backbone parameter with one of these in its name, plus LoRA.
 HYBRID_NAMES = ("norm", "bias", "cls_token", "lora_A", "lora_B")
-# On the CPU a batch passes in parts of about so many numbers between two blocks (64 images of 65 tokens, 192 wide):
-# activations then stay within reach of the caches, and memory is reused instead of asked for anew.
-PART_NUMBERS = 64 * 65 * 192
+# On the CPU a batch passes in parts of about so many numbers per thread between two blocks (32 images of 65 tokens, 192
+# wide): activations then stay within reach of the caches, and memory is reused instead of asked for anew.
+PART_NUMBERS = 32 * 65 * 192
 
 
 class Backbone(nn.Module):
@@ -65,12 +65,18 @@ class Backbone(nn.Module):
         choice.applied_to(self.vit)
         self.attention = choice
 
+    def use_fast_path(self, precision: str, num_images: int, requested: str = "auto") -> str | None:
+        """Chooses attention for batches of ``num_images`` and native blocks where they serve; why they do not."""
+        device, native = next(self.parameters()).device, self.why_no_native_blocks("bmm") is None
+        self.use_attention(choose_attention(self.vit, device, precision, num_images, requested, native))
+        return self.use_native_blocks(precision)
+
     def use_native_blocks(self, precision: str) -> str | None:
         """Makes the blocks run by the native library's passes in precision "fp32" or "bf16", attention as "bmm".
 
-        Returns why not, and changes nothing, for a model, device or attention that it cannot serve.
+        Returns why not, and leaves them to timm, for a model, device or attention that it cannot serve.
         """
-        reason = self.why_no_native_blocks(self.attention.name)
+        self.native_blocks, reason = None, self.why_no_native_blocks(self.attention.name)
         if reason is None:
             self.native_blocks = cpu_blocks.NativeBlocks(torch.bfloat16 if precision == "bf16" else torch.float32)
         return reason
@@ -87,7 +93,8 @@ class Backbone(nn.Module):
         """How many of ``num_images`` to pass at once, forward and backward; at least 1."""
         if self.native_blocks is None:
             return max(1, num_images)
-        return max(1, PART_NUMBERS // (self.vit.pos_embed.shape[1] * self.vit.embed_dim))
+        num_tokens = self.vit.patch_embed.num_patches + self.vit.num_prefix_tokens
+        return max(1, PART_NUMBERS * torch.get_num_threads() // (num_tokens * self.vit.embed_dim))
 
     def unchanged(self) -> AbstractContextManager:
         """To be entered around several passes without a change of parameters in between."""

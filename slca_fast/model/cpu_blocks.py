@@ -27,7 +27,7 @@ from slca_fast.model.lora import LoraLinear
 
 def why_not(blocks: Sequence[nn.Module]) -> str | None:
     """Why ``NativeBlocks`` cannot serve ``blocks``; None if it can."""
-    reason = passes.why_not()
+    reason = passes.why_not() or (None if len(blocks) else "there is no block but the last")
     for block in blocks:
         reason = reason or _why_not_block(block)
     return reason
@@ -54,8 +54,8 @@ def _why_not_block(block: nn.Module) -> str | None:
             return f"one of its layers is a {type(linear).__name__} or has no bias"
         if isinstance(linear, LoraLinear) and linear.form != "merged":
             return "its LoRA is not merged"
-        if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in linear.parameters()):
-            return "its parameters are not in float32 on the CPU"
+    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in block.parameters()):
+        return "its parameters are not in float32 on the CPU"
     return None
 
 
@@ -71,12 +71,11 @@ class NativeBlocks:
 
     def __call__(self, blocks: Sequence[Block], tokens_BND: Tensor) -> Tensor:
         """``[B, N, D]`` -> the same, float32."""
-        if len(blocks) == 0:
-            return tokens_BND
         parameters = [p for block in blocks for p in _parameters(block)]
         weights = self._kept or Weights(self.dtype)
         with torch.autocast("cpu", enabled=False):
-            return _Blocks.apply(tokens_BND.float(), tuple(blocks), weights, *parameters)
+            # Under no_grad needs_input_grad says nothing: it is taken from the tensors alone.
+            return _Blocks.apply(tokens_BND.float(), tuple(blocks), weights, torch.is_grad_enabled(), *parameters)
 
     @contextmanager
     def keeping_weights(self) -> Iterator[None]:
@@ -130,11 +129,11 @@ class _Saved:
 
 class _Blocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tokens_BND, blocks, weights, *parameters):
+    def forward(ctx, tokens_BND, blocks, weights, grad_enabled, *parameters):
         ctx.blocks, ctx.weights, ctx.num_images = blocks, weights, len(tokens_BND)
         # The backward reads parameters; saving them makes autograd notice a change in between.
         ctx.save_for_backward(*parameters)
-        training = any(ctx.needs_input_grad)
+        training = grad_enabled and any(ctx.needs_input_grad)
         saved: list[_Saved] = []
         x_MD, y_MD, bias_D = tokens_BND.reshape(-1, tokens_BND.shape[-1]).contiguous(), None, None
         for block in blocks:
@@ -147,11 +146,13 @@ class _Blocks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_BND):
         _ = ctx.saved_tensors
-        wanted = iter(ctx.needs_input_grad[3:])
+        if not ctx.saved:
+            raise RuntimeError("the native blocks keep nothing for a second backward pass: run the forward pass again")
+        wanted = iter(ctx.needs_input_grad[4:])
         wants = [[next(wanted) for _ in _parameters(block)] for block in ctx.blocks]
         shape, width = grad_BND.shape, grad_BND.shape[-1]
         # The stream's gradient is updated in place; the caller's stays what it was.
-        grad_MD = grad_BND.reshape(-1, width).clone()
+        grad_MD = grad_BND.reshape(-1, width).clone(memory_format=torch.contiguous_format)
         rounded_MD, bias_sum_D = passes.round_and_sum(grad_MD, ctx.weights.dtype)
         gradients: list[list[Tensor | None]] = []
         for block, want in zip(reversed(ctx.blocks), reversed(wants)):
@@ -160,7 +161,7 @@ class _Blocks(torch.autograd.Function):
             )
             gradients.append(mine)
         flat = [g for mine in reversed(gradients) for g in mine]
-        return grad_MD.view(shape), None, None, *flat
+        return grad_MD.view(shape), None, None, None, *flat
 
 
 def _forward(block, weights, num_images, x_MD, y_MD, bias_D, saved):
@@ -227,7 +228,7 @@ def _outer(grad_MO: Tensor, x_MI: Tensor) -> Tensor:
     """grad^T x in float32; oneDNN makes the product faster with the narrower factor on the left."""
     if grad_MO.shape[1] <= x_MI.shape[1]:
         return (grad_MO.T @ x_MI).float()
-    return torch.empty(grad_MO.shape[1], x_MI.shape[1]).copy_((x_MI.T @ grad_MO).T)
+    return torch.empty(grad_MO.shape[1], x_MI.shape[1], dtype=torch.float32).copy_((x_MI.T @ grad_MO).T)
 
 
 def _of_norm(sums_3D: Tensor, want: Sequence[bool]) -> list[Tensor | None]:

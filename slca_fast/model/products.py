@@ -1,4 +1,8 @@
-"""Matrix products of fp32 on the CPU by oneDNN where that is exact: MKL runs at half speed on AMD processors."""
+"""Who makes fp32 products in a run, set explicitly.
+
+oneDNN on the CPU where that is exact (MKL runs at half speed on AMD processors); on CUDA no TF32, which torch allows
+for convolutions unless told otherwise.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,41 @@ FLOAT32_ERROR = 1e-5
 
 @contextmanager
 def fast_float32_products(device: torch.device) -> Iterator[None]:
-    """Sends float32 matrix products on the CPU to oneDNN while it lasts, if they stay float32 products there.
+    """Float32 products stay float32 products while it lasts: on the CPU through oneDNN, on CUDA without TF32.
 
-    torch does so only at the precision "medium", which allows to round the factors to bf16. Whether this processor
-    really would is tried out first; where it does, and on CUDA, nothing changes. The setting is the process's and is
-    put back at the end.
+    torch takes oneDNN only at the precision "medium", which allows to round the factors to bf16. Whether this processor
+    really would is tried out first; where it does, nothing changes. The settings are the process's and are put back at
+    the end; a process that has made them by torch's newer, per-backend way keeps its own.
     """
-    with _precision("medium" if device.type == "cpu" and why_not() is None else None):
+    if device.type == "cuda":
+        with _no_tf32():
+            yield
+    else:
+        with _precision("medium" if why_not() is None else None):
+            yield
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    if _by_backend():
         yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        with _precision("highest"):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def _by_backend() -> bool:
+    try:
+        torch.get_float32_matmul_precision()
+        return torch.backends.cudnn.allow_tf32 is None
+    except RuntimeError:
+        # torch refuses to mix its two ways of setting this.
+        return True
 
 
 @functools.cache
@@ -29,9 +60,7 @@ def why_not() -> str | None:
     """Why float32 products stay where torch sends them; None if oneDNN serves."""
     if not torch.backends.mkldnn.is_available():
         return "this torch has no oneDNN"
-    try:
-        torch.get_float32_matmul_precision()
-    except RuntimeError:
+    if _by_backend():
         return "this process has set torch's float32 precision by backend"
     with _precision("medium"):
         errors = [_error(rows, inner, columns) for rows, inner, columns in ((64, 192, 576), (2048, 768, 192))]
@@ -64,6 +93,6 @@ def _error(rows: int, inner: int, columns: int) -> float:
 def float32_products_backend(device: torch.device) -> tuple[str, str]:
     """Who makes float32 products in a run, and why, for the report."""
     if device.type == "cuda":
-        return "cuBLAS", "TF32 stays as torch's settings have it"
+        return "cuBLAS", "this process set its precision by backend" if _by_backend() else "without TF32"
     reason = why_not()
     return ("oneDNN", "tried: exact in float32 here") if reason is None else ("torch's default", reason)

@@ -78,6 +78,34 @@ void check_rows(int64_t rows, int64_t width) {
   slca_residual_norm_backward(0, y.data(), sum.data(), mean.data(), inv_std.data(), gamma.data(), x.data(), rows,
                               width, grad.data(), rounded.data(), sums.data(), 2);
   for (int64_t i = 0; i < width; ++i) expect_close(sums[width + i], column[i], 1e-4, "gradient of beta");
+  std::vector<double> of_gamma(width, 0.0);
+  for (int64_t r = 0; r < rows; ++r) {
+    double of_g = 0.0, of_gx = 0.0;
+    for (int64_t i = 0; i < width; ++i) {
+      const double normal = (double(sum[r * width + i]) - mean[r]) * inv_std[r], g = double(y[r * width + i]) * gamma[i];
+      of_g += g / width, of_gx += g * normal / width;
+      of_gamma[i] += y[r * width + i] * normal;
+    }
+    for (int64_t i = 0; i < width; ++i) {
+      const double normal = (double(sum[r * width + i]) - mean[r]) * inv_std[r], g = double(y[r * width + i]) * gamma[i];
+      const double expected = x[r * width + i] + inv_std[r] * (g - of_g - normal * of_gx);
+      expect_close(grad[r * width + i], expected, width > 2 ? 1e-3 : 0.2, "gradient of the stream");
+    }
+  }
+  for (int64_t i = 0; i < width; ++i) expect_close(sums[i], of_gamma[i], 1e-3, "gradient of gamma");
+
+  const auto narrow_y = narrow(y);
+  std::vector<uint16_t> narrow_hidden(n), narrow_rounded(n);
+  std::vector<float> narrow_grad(n), narrow_sums(3 * width);
+  slca_residual_norm(1, x.data(), narrow_y.data(), bias.data(), gamma.data(), bias.data(), 1e-5f, rows, width,
+                     sum.data(), narrow_hidden.data(), mean.data(), inv_std.data(), 2);
+  slca_residual_norm_backward(1, narrow_y.data(), sum.data(), mean.data(), inv_std.data(), gamma.data(), x.data(),
+                              rows, width, narrow_grad.data(), narrow_rounded.data(), narrow_sums.data(), 2);
+  for (int64_t i = 0; i < n; ++i) {
+    const double normal = (double(sum[i]) - mean[i / width]) * inv_std[i / width];
+    expect_close(widen(narrow_hidden[i]), normal * gamma[i % width] + bias[i % width], 1e-2, "norm in bfloat16");
+    expect_close(widen(narrow_rounded[i]), narrow_grad[i], 5e-3, "rounded gradient");
+  }
 
   auto narrow_x = narrow(x);
   std::vector<uint16_t> out(n), narrow_slope(n);
@@ -107,9 +135,13 @@ void check_rows(int64_t rows, int64_t width) {
   slca_softmax_backward(0, grad.data(), p.data(), 0.5f, rows, width, 2);
   for (int64_t r = 0; r < rows; ++r) {
     double total = 0.0;
-    for (int64_t i = 0; i < width; ++i) total += grad[r * width + i];
-    expect_close(total, 0.0, 1e-5, "the scores' gradient sums to 0");
+    for (int64_t i = 0; i < width; ++i) total += double(p[r * width + i]) * y[r * width + i];
+    for (int64_t i = 0; i < width; ++i)
+      expect_close(grad[r * width + i], 0.5 * p[r * width + i] * (y[r * width + i] - total), 1e-6, "scores' gradient");
   }
+  auto narrow_g = narrow(y);
+  slca_softmax_backward(1, narrow_g.data(), narrow_x.data(), 0.5f, rows, width, 2);
+  for (int64_t i = 0; i < n; ++i) expect_close(widen(narrow_g[i]), grad[i], 3e-2, "scores' gradient in bfloat16");
 }
 
 void check_heads(int64_t images, int64_t tokens, int64_t parts, int64_t heads, int64_t dim) {
@@ -119,6 +151,11 @@ void check_heads(int64_t images, int64_t tokens, int64_t parts, int64_t heads, i
   slca_split_heads(0, x.data(), bias.data(), images, tokens, parts, heads, dim, split.data(), 2);
   slca_merge_heads(0, split.data(), images, tokens, parts, heads, dim, merged.data(), sums.data(), 2);
   for (int64_t i = 0; i < n; ++i) expect_close(merged[i], x[i] + bias[i % width], 1e-6, "heads there and back");
+  const auto narrow_x = narrow(x);
+  std::vector<uint16_t> narrow_split(n), narrow_merged(n);
+  slca_split_heads(1, narrow_x.data(), nullptr, images, tokens, parts, heads, dim, narrow_split.data(), 2);
+  slca_merge_heads(1, narrow_split.data(), images, tokens, parts, heads, dim, narrow_merged.data(), sums.data(), 2);
+  for (int64_t i = 0; i < n; ++i) expect_close(narrow_merged[i], narrow_x[i], 0.0, "narrow heads there and back");
   const int64_t b = images - 1, t = tokens - 1, q = parts - 1, h = heads - 1, d = dim - 1;
   expect_close(split[(((q * images + b) * heads + h) * tokens + t) * dim + d], merged[n - 1], 0.0, "place of a head");
 }
