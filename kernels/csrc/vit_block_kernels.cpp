@@ -109,69 +109,82 @@ void residual_norm_backward(const T* grad_hidden, const float* sum, const float*
 template <class T>
 constexpr bool kCoarse = sizeof(T) < sizeof(float);
 
-// e^x for x <= 0, floored at e^-87; not for NaN. Relative error 1e-7, for bfloat16 3e-6 (the last bit is at 4e-3).
-template <bool coarse>
-inline FloatV exp_finite(FloatV x) {
+// Polynomials, highest power first, fitted to relative errors. For bfloat16 (last bit 4e-3) the coarse ones do.
+// e^r for |r| <= ln(2) / 2: 7.5e-8; coarse 2.6e-6.
+constexpr float kExp[] = {0.0082975123077631f, 0.04191527143120766f, 0.16667576134204865f,
+                          0.49998897314071655f, 0.9999997019767761f, 1.0000001192092896f};
+constexpr float kExpCoarse[] = {0.041457436978816986f, 0.1679079532623291f, 0.5000436305999756f, 0.9999634623527527f,
+                                0.9999992847442627f};
+// exp(z^2) erfc(z) for z >= 0, in 1 / (1 + c z): 1.3e-8 (3e-7 in float arithmetic) with c = 0.58; coarse 1.1e-5, 0.51.
+constexpr float kErfc[] = {0.05206291750073433f,  -0.2665984332561493f, 0.5017104148864746f, -0.31821420788764954f,
+                           -0.15137571096420288f, 0.13562996685504913f, 0.10756845027208328f, 0.28686708211898804f,
+                           0.3249299228191376f,   0.3274267017841339f,  -7.098330570443068e-06f};
+constexpr float kErfcCoarse[] = {-0.19791719317436218f, 0.507972240447998f,  0.07090774923563004f,
+                                 0.3379405438899994f,   0.2806966006755829f, 0.0003887896309606731f};
+
+// One step of the arithmetic for kVectors vectors, then the next step: their chains of dependent steps overlap.
+#define SLCA_EACH for (int k = 0; k < kVectors; ++k)
+
+// p[k] = polynomial(x[k])
+template <int kVectors, int kTerms>
+inline SLCA_INLINE void polynomial(const float (&coefficients)[kTerms], const FloatV* x, FloatV* p) {
+  SLCA_EACH p[k] = x[k] * coefficients[0] + coefficients[1];
+#pragma GCC unroll 16
+  for (int i = 2; i < kTerms; ++i) SLCA_EACH p[k] = p[k] * x[k] + coefficients[i];
+}
+
+// p[k] = e^x[k] for x <= 0, floored at e^-87; not for NaN.
+template <bool coarse, int kVectors>
+inline SLCA_INLINE void exp_finite(const FloatV* x, FloatV* p) {
   const FloatV magic = splat(12582912.0f);  // 1.5 * 2^23, as in exp_nonpositive
-  const FloatV clamped = x < -87.0f ? splat(-87.0f) : x;
-  const FloatV shifted = clamped * 1.44269504088896341f + magic;
-  const FloatV n = shifted - magic;
-  FloatV r = clamped - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  // In pairs, for a shorter chain of dependent steps.
-  const FloatV r2 = r * r;
-  FloatV p;
-  if (coarse)
-    p = (r * 0.041457436978816986f + 0.1679079532623291f) * r + 0.5000436305999756f;
-  else
-    p = (r * 0.0082975123077631f + 0.04191527143120766f) * r2 + (r * 0.16667576134204865f + 0.49998897314071655f);
-  p = p * r2 + (coarse ? r * 0.9999634623527527f + 0.9999992847442627f : r * 0.9999997019767761f + 1.0000001192092896f);
-  return bits<FloatV>(bits<IntV>(p) + (bits<IntV>(shifted) << 23));
-}
-
-// exp(z^2) erfc(z) for z >= 0 as a polynomial in 1 / (1 + c z), fitted to a relative error of 1.3e-8 (3e-7 in float
-// arithmetic), for bfloat16 1.1e-5.
-template <bool coarse>
-inline FloatV scaled_erfc(FloatV z) {
-  const FloatV t = splat(1.0f) / (z * (coarse ? 0.51f : 0.58f) + 1.0f);
+  FloatV r[kVectors], shifted[kVectors];
+  SLCA_EACH r[k] = x[k] < -87.0f ? splat(-87.0f) : x[k];
+  SLCA_EACH shifted[k] = r[k] * 1.44269504088896341f + magic;
   if (coarse) {
-    const FloatV t2 = t * t;
-    const FloatV high = (t * -0.19791719317436218f + 0.507972240447998f) * t2;
-    const FloatV low = (t * 0.07090774923563004f + 0.3379405438899994f) * t2;
-    return high * t2 + low + (t * 0.2806966006755829f + 0.0003887896309606731f);
+    SLCA_EACH r[k] = r[k] - (shifted[k] - magic) * 0.69314718055994531f;
+    polynomial<kVectors>(kExpCoarse, r, p);
+  } else {
+    SLCA_EACH r[k] = r[k] - (shifted[k] - magic) * 0.693359375f + (shifted[k] - magic) * 2.12194440e-4f;
+    polynomial<kVectors>(kExp, r, p);
   }
-  FloatV p = splat(0.05206291750073433f);
-  p = p * t - 0.2665984332561493f;
-  p = p * t + 0.5017104148864746f;
-  p = p * t - 0.31821420788764954f;
-  p = p * t - 0.15137571096420288f;
-  p = p * t + 0.13562996685504913f;
-  p = p * t + 0.10756845027208328f;
-  p = p * t + 0.28686708211898804f;
-  p = p * t + 0.3249299228191376f;
-  p = p * t + 0.3274267017841339f;
-  return p * t - 7.098330570443068e-06f;
+  SLCA_EACH p[k] = bits<FloatV>(bits<IntV>(p[k]) + (bits<IntV>(shifted[k]) << 23));
 }
 
-// GELU x Phi(x) and its slope Phi(x) + x phi(x), where Phi(-|x|) = exp(-z^2) scaled_erfc(z) / 2 with z = |x| / sqrt 2.
-template <bool coarse>
-inline FloatV gelu_slope(FloatV x, FloatV* out) {
-  const FloatV size = bits<FloatV>(bits<UIntV>(x) & 0x7fffffffu);
-  const FloatV bell = exp_finite<coarse>(-0.5f * x * x);
-  const FloatV tail = 0.5f * bell * scaled_erfc<coarse>(size * 0.70710678118654752f);
-  const FloatV below = x < 0.0f ? tail : 1.0f - tail;
-  *out = x * below;
-  return below + x * bell * 0.39894228040143268f;
+// GELU x Phi(x) and its slope Phi(x) + x phi(x), where Phi(-|x|) = erfc(|x| / sqrt 2) / 2.
+template <bool coarse, int kVectors>
+inline SLCA_INLINE void gelu_of(const FloatV* x, FloatV* out, FloatV* slope) {
+  FloatV t[kVectors], bell[kVectors], tail[kVectors];
+  SLCA_EACH t[k] = bits<FloatV>(bits<UIntV>(x[k]) & 0x7fffffffu) * ((coarse ? 0.51f : 0.58f) * 0.70710678118654752f);
+  SLCA_EACH bell[k] = -0.5f * x[k] * x[k];
+  SLCA_EACH t[k] = splat(1.0f) / (t[k] + 1.0f);
+  exp_finite<coarse, kVectors>(bell, bell);
+  if (coarse)
+    polynomial<kVectors>(kErfcCoarse, t, tail);
+  else
+    polynomial<kVectors>(kErfc, t, tail);
+  SLCA_EACH tail[k] = (0.5f * bell[k]) * tail[k];
+  SLCA_EACH tail[k] = x[k] < 0.0f ? tail[k] : 1.0f - tail[k];
+  SLCA_EACH out[k] = x[k] * tail[k];
+  SLCA_EACH slope[k] = tail[k] + x[k] * (bell[k] * 0.39894228040143268f);
 }
 
 template <class T>
 void gelu(const T* x, const float* bias, int64_t num_rows, int64_t width, T* out, T* slope) {
+  constexpr int kVectors = 4;
   for (int64_t row = 0; row < num_rows; ++row, x += width, out += width) {
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      FloatV value;
-      const FloatV steepness = gelu_slope<kCoarse<T>>(get(x + i, n) + get(bias + i, n), &value);
-      put(out + i, value, n);
-      if (slope) put(slope + i, steepness, n);
+    FloatV v[kVectors], value[kVectors], steepness[kVectors];
+    int64_t i = 0;
+    for (; i + kVectors * kLanes <= width; i += kVectors * kLanes) {
+      SLCA_EACH v[k] = load_floats(x + i + k * kLanes) + load_floats(bias + i + k * kLanes);
+      gelu_of<kCoarse<T>, kVectors>(v, value, steepness);
+      SLCA_EACH store_floats(out + i + k * kLanes, value[k]);
+      if (slope) SLCA_EACH store_floats(slope + i + k * kLanes, steepness[k]);
+    }
+    over_row(width - i, [&](int64_t j, auto n) SLCA_INLINE {
+      v[0] = get(x + i + j, n) + get(bias + i + j, n);
+      gelu_of<kCoarse<T>, 1>(v, value, steepness);
+      put(out + i + j, value[0], n);
+      if (slope) put(slope + i + j, steepness[0], n);
     });
     if (slope) slope += width;
   }
@@ -188,32 +201,43 @@ void gelu_backward(const T* grad, const T* slope, int64_t num_rows, int64_t widt
 }
 
 // Rows up to this long keep their exponentials at hand; longer ones compute them twice.
-constexpr int64_t kKept = 1024;
+constexpr int64_t kKept = 512;
+
+// kVectors rows at once: their chains of dependent steps overlap.
+template <int kVectors, class T>
+inline void softmax_rows(T* scores, float scale, int64_t width) {
+  const float lowest = -INFINITY;
+  float kept[kVectors][kKept + kLanes];
+  FloatV largest[kVectors], total[kVectors] = {};
+  SLCA_EACH largest[k] = splat(lowest);
+  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+    SLCA_EACH largest[k] = max_nan(largest[k], get(scores + k * width + i, n, lowest));
+  });
+  float peak[kVectors], inverse[kVectors];
+  SLCA_EACH peak[k] = max_lanes_nan(largest[k]) * scale;
+  const bool keep = width <= kKept;
+  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+    FloatV value[kVectors];
+    SLCA_EACH value[k] = exp_nonpositive(get(scores + k * width + i, n, lowest) * scale - peak[k]);
+    if (keep) SLCA_EACH store(kept[k] + i, value[k]);
+    SLCA_EACH total[k] += value[k];
+  });
+  SLCA_EACH inverse[k] = 1.0f / sum_lanes(total[k]);
+  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+    FloatV value[kVectors];
+    if (keep)
+      SLCA_EACH value[k] = load<FloatV>(kept[k] + i);
+    else
+      SLCA_EACH value[k] = exp_nonpositive(get(scores + k * width + i, n, lowest) * scale - peak[k]);
+    SLCA_EACH put(scores + k * width + i, value[k] * inverse[k], n);
+  });
+}
 
 template <class T>
 void softmax(T* scores, float scale, int64_t num_rows, int64_t width) {
-  const float lowest = -INFINITY;
-  float kept[kKept + kLanes];
-  for (int64_t row = 0; row < num_rows; ++row, scores += width) {
-    FloatV largest = splat(lowest);
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      largest = max_nan(largest, get(scores + i, n, lowest));
-    });
-    const float peak = max_lanes_nan(largest) * scale;
-    const bool keep = width <= kKept;
-    FloatV total{};
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      const FloatV value = exp_nonpositive(get(scores + i, n, lowest) * scale - peak);
-      if (keep) store(kept + i, value);
-      total += value;
-    });
-    const float inverse = 1.0f / sum_lanes(total);
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      const FloatV value =
-          keep ? load<FloatV>(kept + i) : exp_nonpositive(get(scores + i, n, lowest) * scale - peak);
-      put(scores + i, value * inverse, n);
-    });
-  }
+  int64_t row = 0;
+  for (; row + 4 <= num_rows; row += 4) softmax_rows<4>(scores + row * width, scale, width);
+  for (; row < num_rows; ++row) softmax_rows<1>(scores + row * width, scale, width);
 }
 
 template <class T>
