@@ -12,7 +12,7 @@ Isa best_isa() {
                     __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
   if (avx2) return Isa::avx2;
 #endif
   return Isa::generic;
@@ -33,7 +33,7 @@ Isa current_isa() {
 
 }  // namespace slca
 
-// 0 generic, 1 AVX2, 2 AVX-512.
+// 0 generic, 1 AVX2, 2 AVX-512, 3 AVX-512 with bfloat16 products.
 SLCA_API int slca_isa() { return static_cast<int>(slca::current_isa()); }
 
 // Lowers (or restores, with a large number) the instruction set; returns the one now in use.

@@ -14,22 +14,24 @@
 
 namespace slca {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
+enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 // The best instruction set of this machine, or a lower one set by slca_set_isa (tests compare them).
 Isa current_isa();
 
 }  // namespace slca
 
-// Declares the same functions in namespace slca::generic, slca::avx2 and slca::avx512. Use it in <name>_kernels.h.
+// Declares the same functions in namespace slca::generic, slca::avx2, slca::avx512 and slca::avx512bf16. Use it in <name>_kernels.h.
 #if SLCA_X86
 #define SLCA_PER_ISA(...)                       \
   namespace slca::generic { __VA_ARGS__ }       \
   namespace slca::avx2 { __VA_ARGS__ }          \
-  namespace slca::avx512 { __VA_ARGS__ }
+  namespace slca::avx512 { __VA_ARGS__ }        \
+  namespace slca::avx512bf16 { __VA_ARGS__ }
 // The version of `function` for this machine: SLCA_BEST(sce_rows)(args...).
 #define SLCA_BEST(function)                                                     \
-  (::slca::current_isa() == ::slca::Isa::avx512 ? &::slca::avx512::function     \
+  (::slca::current_isa() == ::slca::Isa::avx512bf16 ? &::slca::avx512bf16::function \
+   : ::slca::current_isa() == ::slca::Isa::avx512 ? &::slca::avx512::function   \
    : ::slca::current_isa() == ::slca::Isa::avx2 ? &::slca::avx2::function       \
                                                 : &::slca::generic::function)
 #else

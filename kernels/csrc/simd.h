@@ -113,12 +113,16 @@ inline UIntV bf16_bits(FloatV v) {
 
 inline void store_floats(float* p, FloatV v) { store(p, v); }
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-inline void store_floats(BFloat16* p, FloatV v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits<__m512i>(bf16_bits(v))));
+inline __m256i to_bf16(FloatV v) {
+#if defined(__AVX512BF16__)
+  return bits<__m256i>(_mm512_cvtneps_pbh(bits<__m512>(v)));  // numbers below 1e-38 become 0
+#else
+  return _mm512_cvtepi32_epi16(bits<__m512i>(bf16_bits(v)));
+#endif
 }
+inline void store_floats(BFloat16* p, FloatV v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), to_bf16(v)); }
 inline void store_some(BFloat16* p, FloatV v, int64_t n) {
-  const __mmask16 live = static_cast<__mmask16>((1u << n) - 1);
-  _mm256_mask_storeu_epi16(p, live, _mm512_cvtepi32_epi16(bits<__m512i>(bf16_bits(v))));
+  _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), to_bf16(v));
 }
 #else
 inline void store_floats(BFloat16* p, FloatV v) { store(p, __builtin_convertvector(bf16_bits(v), HalfV)); }

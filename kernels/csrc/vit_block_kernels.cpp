@@ -1,47 +1,10 @@
 #include "vit_block_kernels.h"
 
-#include "simd.h"
-
-// The loop bodies are called twice each, for whole vectors and for the end of a row.
-#define SLCA_INLINE __attribute__((always_inline))
+#include "over_row.h"
+#include "softmax.h"
 
 namespace slca::SLCA_ISA {
 namespace {
-
-// How many lanes of a vector count: all, or the first n at the end of a row.
-struct Whole {};
-struct Some {
-  int64_t n;
-};
-
-// Calls step(first, Whole or Some) over a row.
-template <class Step>
-inline SLCA_INLINE void over_row(int64_t width, Step step) {
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) step(i, Whole{});
-  if (i < width) step(i, Some{width - i});
-}
-
-template <class T>
-inline FloatV get(const T* p, Whole, float = 0.0f) {
-  return load_floats(p);
-}
-template <class T>
-inline FloatV get(const T* p, Some some, float fill = 0.0f) {
-  return load_some(p, some.n, fill);
-}
-
-template <class T>
-inline void put(T* p, FloatV v, Whole) {
-  store_floats(p, v);
-}
-template <class T>
-inline void put(T* p, FloatV v, Some some) {
-  store_some(p, v, some.n);
-}
-
-template <class N>
-inline void add(float* p, FloatV v, N n) { put(p, get(p, n) + v, n); }
 
 template <class T>
 void residual_norm(const float* x, const T* y, const float* bias, const float* gamma, const float* beta, float eps,
@@ -122,9 +85,6 @@ constexpr float kErfc[] = {0.05206291750073433f,  -0.2665984332561493f, 0.501710
 constexpr float kErfcCoarse[] = {-0.19791719317436218f, 0.507972240447998f,  0.07090774923563004f,
                                  0.3379405438899994f,   0.2806966006755829f, 0.0003887896309606731f};
 
-// One step of the arithmetic for kVectors vectors, then the next step: their chains of dependent steps overlap.
-#define SLCA_EACH for (int k = 0; k < kVectors; ++k)
-
 // p[k] = polynomial(x[k])
 template <int kVectors, int kTerms>
 inline SLCA_INLINE void polynomial(const float (&coefficients)[kTerms], const FloatV* x, FloatV* p) {
@@ -200,58 +160,14 @@ void gelu_backward(const T* grad, const T* slope, int64_t num_rows, int64_t widt
     });
 }
 
-// Rows up to this long keep their exponentials at hand; longer ones compute them twice.
-constexpr int64_t kKept = 512;
-
-// kVectors rows at once: their chains of dependent steps overlap.
-template <int kVectors, class T>
-inline void softmax_rows(T* scores, float scale, int64_t width) {
-  const float lowest = -INFINITY;
-  float kept[kVectors][kKept + kLanes];
-  FloatV largest[kVectors], total[kVectors] = {};
-  SLCA_EACH largest[k] = splat(lowest);
-  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-    SLCA_EACH largest[k] = max_nan(largest[k], get(scores + k * width + i, n, lowest));
-  });
-  float peak[kVectors], inverse[kVectors];
-  SLCA_EACH peak[k] = max_lanes_nan(largest[k]) * scale;
-  const bool keep = width <= kKept;
-  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-    FloatV value[kVectors];
-    SLCA_EACH value[k] = exp_nonpositive(get(scores + k * width + i, n, lowest) * scale - peak[k]);
-    if (keep) SLCA_EACH store(kept[k] + i, value[k]);
-    SLCA_EACH total[k] += value[k];
-  });
-  SLCA_EACH inverse[k] = 1.0f / sum_lanes(total[k]);
-  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-    FloatV value[kVectors];
-    if (keep)
-      SLCA_EACH value[k] = load<FloatV>(kept[k] + i);
-    else
-      SLCA_EACH value[k] = exp_nonpositive(get(scores + k * width + i, n, lowest) * scale - peak[k]);
-    SLCA_EACH put(scores + k * width + i, value[k] * inverse[k], n);
-  });
-}
-
 template <class T>
 void softmax(T* scores, float scale, int64_t num_rows, int64_t width) {
-  int64_t row = 0;
-  for (; row + 4 <= num_rows; row += 4) softmax_rows<4>(scores + row * width, scale, width);
-  for (; row < num_rows; ++row) softmax_rows<1>(scores + row * width, scale, width);
+  softmax_of(scores, width, scale, num_rows, width, scores, width);
 }
 
 template <class T>
 void softmax_backward(T* grad, const T* probabilities, float scale, int64_t num_rows, int64_t width) {
-  for (int64_t row = 0; row < num_rows; ++row, grad += width, probabilities += width) {
-    FloatV total{};
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      total += get(grad + i, n) * get(probabilities + i, n);
-    });
-    const float mean = sum_lanes(total);
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      put(grad + i, (get(grad + i, n) - mean) * get(probabilities + i, n) * scale, n);
-    });
-  }
+  softmax_gradient(grad, width, probabilities, width, scale, num_rows, width, grad, width);
 }
 
 template <class T>

@@ -39,7 +39,7 @@ class Backbone(nn.Module):
         """Why timm's own forward runs instead of the one with a class-token-only last block; None if it does not."""
         self.attention = AttentionChoice("sdpa", "torch's default")
         self.native_blocks: cpu_blocks.NativeBlocks | None = None
-        """Runs all blocks but the last where ``use_native_blocks`` found that it can."""
+        """Runs the blocks where ``use_native_blocks`` found that it can."""
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._num_rows: dict[bool, int] = {}
 
@@ -78,7 +78,9 @@ class Backbone(nn.Module):
         """
         self.native_blocks, reason = None, self.why_no_native_blocks(self.attention.name)
         if reason is None:
-            self.native_blocks = cpu_blocks.NativeBlocks(torch.bfloat16 if precision == "bf16" else torch.float32)
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            products = "native" if cpu_blocks.why_torch_multiplies(self.vit.blocks, dtype) is None else "torch"
+            self.native_blocks = cpu_blocks.NativeBlocks(dtype, products)
         return reason
 
     def why_no_native_blocks(self, attention: str) -> str | None:
@@ -87,7 +89,7 @@ class Backbone(nn.Module):
             return self.plain_reason
         if attention != "bmm":
             return f"attention is {attention}, and they know bmm alone"
-        return cpu_blocks.why_not(self.vit.blocks[:-1])
+        return cpu_blocks.why_not(self.vit.blocks)
 
     def part_size(self, num_images: int) -> int:
         """How many of ``num_images`` to pass at once, forward and backward; at least 1."""
@@ -125,8 +127,8 @@ class Backbone(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         if self.plain_reason is None:
-            run_blocks = fast_vit.one_after_another if self.native_blocks is None else self.native_blocks
-            return fast_vit.class_token_features(self.vit, images, run_blocks)
+            run = fast_vit.first_token if self.native_blocks is None else self.native_blocks.first_token
+            return fast_vit.class_token_features(self.vit, images, run)
         return fast_vit.plain_features(self.vit, images)
 
 

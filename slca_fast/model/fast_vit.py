@@ -53,18 +53,26 @@ def one_after_another(blocks: Sequence[nn.Module], tokens_BND: Tensor) -> Tensor
     return tokens_BND
 
 
+def first_token(
+    blocks: Sequence[nn.Module],
+    tokens_BND: Tensor,
+    run_blocks: Callable[[Sequence[nn.Module], Tensor], Tensor] = one_after_another,
+) -> Tensor:
+    """The first token after all blocks, ``[B, N, D] -> [B, 1, D]``. ``run_blocks`` computes all but the last."""
+    return _last_block(blocks[-1], run_blocks(blocks[:-1], tokens_BND))
+
+
 def class_token_features(
     vit: VisionTransformer,
     images: Tensor,
-    run_blocks: Callable[[Sequence[nn.Module], Tensor], Tensor] = one_after_another,
+    run: Callable[[Sequence[nn.Module], Tensor], Tensor] = first_token,
 ) -> Tensor:
     """What ``vit.forward_head(vit.forward_features(images), pre_logits=True)`` returns: ``[B, 3, S, S] -> [B, D]``.
 
-    Only for a model that ``why_not`` accepts. ``run_blocks`` computes all blocks but the last.
+    Only for a model that ``why_not`` accepts. ``run`` computes the first token after all blocks.
     """
     tokens_BND = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
-    tokens_BND = run_blocks(vit.blocks[:-1], tokens_BND)
-    features_BD = vit.norm(_last_block(vit.blocks[-1], tokens_BND))[:, 0]
+    features_BD = vit.norm(run(vit.blocks, tokens_BND))[:, 0]
     return vit.head_drop(vit.fc_norm(features_BD))
 
 
