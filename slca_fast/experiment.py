@@ -40,11 +40,13 @@ from slca_fast.files import replace_json, replace_text
 from slca_fast.gaussians import ClassGaussians
 from slca_fast.model.attention import CANDIDATES, AttentionChoice, choose_attention
 from slca_fast.model.backbone import build_backbone
+from slca_fast.model.cpu_blocks import why_torch_multiplies
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.model.products import fast_float32_products, float32_products_backend
 from slca_fast.ops.registry import automatic_backends
 from slca_fast.optim import optimizer_backend
 from slca_fast.presets import method_of_config
+from slca_fast.process import steady_process
 from slca_fast.progress import Observer
 from slca_fast.resume import (
     Position,
@@ -64,8 +66,6 @@ from slca_fast.tasks import TaskPlan, plan_tasks
 from slca_fast.tracking import open_trackers
 from slca_fast.train import EpochReport, NonFiniteLoss, Stage1, Stopped
 
-# Who computes the blocks, by whether the native passes do.
-BLOCKS = {True: "native passes", False: "timm"}
 OUT_OF_MEMORY = (
     "out of memory in {where}: lower --optim.batch_size, keep images elsewhere with --data.cache host (or off), "
     "or compute with --runtime.precision bf16"
@@ -100,7 +100,7 @@ def run(
     """
     experiment = Experiment(config, preset, resume, observer or Observer(), should_stop, ranks)
     try:
-        with fast_float32_products(experiment.device):
+        with fast_float32_products(experiment.device), steady_process(experiment.device):
             return experiment.run()
     finally:
         experiment.close()
@@ -210,13 +210,24 @@ class Experiment:
         asked_for = self.config.runtime.attention != "auto"
         if attention in CANDIDATES[self.device.type] and attention != self.backbone.attention.name and not asked_for:
             self._use_attention(AttentionChoice(attention, "as the run began"))
-        if blocks == BLOCKS[False] and self.blocks_reason is None:
-            self.backbone.native_blocks, self.blocks_reason = None, "the run began without the native passes"
-        elif blocks == BLOCKS[True] and self.blocks_reason is not None:
+        if blocks == "timm" and self.blocks_reason is None:
+            self.backbone.native_blocks, self.blocks_reason = None, "the run began with timm's"
+        elif blocks == "native passes" and self.blocks_reason is None:
+            self.backbone.use_native_blocks(self.precision, own_products=False)
+        if blocks not in (None, self.backbone.blocks_by):
             report(
-                f"the run began with the native passes, which are missing here ({self.blocks_reason}): the last bits "
-                "of what follows may differ"
+                f"the run began with blocks by {blocks}, which are missing here ({self._why_these_blocks()}): the last "
+                "bits of what follows may differ"
             )
+
+    def _why_these_blocks(self) -> str:
+        if self.blocks_reason is not None:
+            return self.blocks_reason
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        why_torch = why_torch_multiplies(self.backbone.vit.blocks, dtype)
+        if self.backbone.blocks_by == "native products":
+            return "groups of images go through a block at once, products by the native library"
+        return f"one native pass between each two of torch's products: {why_torch or 'as the run began'}"
 
     def _compile(self) -> None:
         if self.compiled and self.position.task < self.plan.num_tasks:
@@ -423,7 +434,7 @@ class Experiment:
             "train_seconds": self.train_seconds,
             "metrics_bytes": self.folder.metrics_bytes,
             "attention": self.backbone.attention.name,
-            "blocks": BLOCKS[self.blocks_reason is None],
+            "blocks": self.backbone.blocks_by,
         }
         self.folder.save_position(
             position.task,
@@ -517,7 +528,7 @@ class Experiment:
             "optimizer": optimizer_backend(config.optim.name, self.device),
             "attention": self.backbone.attention.name,
             "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
-            "blocks": BLOCKS[self.blocks_reason is None],
+            "blocks": self.backbone.blocks_by,
             "compile": "torch.compile" if self.compiled else "off",
             "fp32 products": products[0],
             **{name: backend for name, (backend, _) in ops.items()},
@@ -542,7 +553,7 @@ class Experiment:
                 "data": self.stream.reason,
                 "attention": self.backbone.attention.reason,
                 "last block": self.backbone.plain_reason or "exact; the model reads only its class token",
-                "blocks": self.blocks_reason or "one native pass between each two matrix products",
+                "blocks": self._why_these_blocks(),
                 "fp32 products": products[1],
                 "compile": "asked for" if config.runtime.compile is not None else "on for CUDA, off on the CPU",
                 **{name: why for name, (_, why) in ops.items()},

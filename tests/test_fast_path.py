@@ -9,6 +9,7 @@ import timm
 import torch
 from helpers import tiny_config, write_images
 from slca_fast.kernels.vit_block import native_kernel as passes
+from slca_fast.kernels.vit_block import stack
 
 from slca_fast.experiment import Interrupted, run
 from slca_fast.model import attention, cpu_blocks
@@ -127,7 +128,9 @@ def test_a_run_says_who_computes_its_blocks(tmp_path) -> None:
     reasons = [summary["backend_reasons"]["blocks"] for summary in summaries]
     assert summaries[1]["backends"]["blocks"] == "timm" and "attention is sdpa" in reasons[1]
     if passes.why_not() is None:
-        assert summaries[0]["backends"]["blocks"] == "native passes" and "between each two" in reasons[0]
+        by = "native products" if stack.why_not(torch.float32) is None else "native passes"
+        assert summaries[0]["backends"]["blocks"] == by
+        assert ("products by the native library" if by == "native products" else "between each two") in reasons[0]
         assert summaries[0]["backends"]["attention"] == "bmm"
 
 

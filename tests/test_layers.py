@@ -18,7 +18,7 @@ LAYERS = (
     {"kernels"},
     {"ops"},
     {"losses", "gaussians", "optim"},
-    {"model", "data", "rendezvous"},
+    {"model", "data", "rendezvous", "process"},
     {"align_steps", "checkpoint", "distributed"},
     {"train", "align", "evaluate"},
     {"progress", "summary", "resume", "run_folder"},

@@ -7,7 +7,7 @@
 #define SLCA_INLINE __attribute__((always_inline))
 
 // One step of the arithmetic for kVectors vectors, then the next step: their chains of dependent steps overlap.
-#define SLCA_EACH for (int k = 0; k < kVectors; ++k)
+#define SLCA_EACH _Pragma("GCC unroll 4") for (int k = 0; k < kVectors; ++k)
 
 namespace {
 
@@ -23,6 +23,19 @@ inline SLCA_INLINE void over_row(int64_t width, Step step) {
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes) step(i, Whole{});
   if (i < width) step(i, Some{width - i});
+}
+
+template <int kCount>
+struct Rows {
+  static constexpr int kRows = kCount;
+};
+
+// run(first row, Rows<4>) as often as there are four, then run(row, Rows<1>).
+template <class Run>
+inline void in_fours(int64_t num_rows, Run run) {
+  int64_t row = 0;
+  for (; row + 4 <= num_rows; row += 4) run(row, Rows<4>{});
+  for (; row < num_rows; ++row) run(row, Rows<1>{});
 }
 
 template <class T>

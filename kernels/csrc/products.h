@@ -133,12 +133,10 @@ inline SLCA_INLINE void tile(const char* a, int64_t a_row, int64_t a_unit, const
                              FloatV (&sums)[kRows][kVectors]) {
   for (int64_t u = 0; u < units; ++u, a += a_unit, b += kVectors * kLanes) {
     UnitV vectors[kVectors];
-#pragma GCC unroll 4
     SLCA_EACH vectors[k] = load<UnitV>(b + k * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const UnitV one = splat_unit(a + i * a_row);
-#pragma GCC unroll 4
       SLCA_EACH sums[i][k] = multiply_add(T{}, one, vectors[k], sums[i][k]);
     }
   }

@@ -141,26 +141,43 @@ inline void store_some(T* p, FloatV v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store_float(p + i, lanes[i]);
 }
 
+// The larger one, or b where one of them is NaN.
+inline FloatV larger(FloatV a, FloatV b) {
+#if defined(__AVX512F__)
+  return bits<FloatV>(_mm512_max_ps(bits<__m512>(a), bits<__m512>(b)));
+#elif defined(__AVX2__)
+  return bits<FloatV>(_mm256_max_ps(bits<__m256>(a), bits<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // A NaN in either operand comes out as NaN.
-inline FloatV max_nan(FloatV a, FloatV b) { return (a > b) | (a != a) ? a : b; }
+inline FloatV max_nan(FloatV a, FloatV b) { return a != a ? a : larger(a, b); }
+
+// Every lane gets that of the lane so far away; halving distances bring all lanes together in a fixed order.
+inline FloatV from_lanes_apart(FloatV v, int distance) {
+  IntV lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i ^ distance;
+  return __builtin_shuffle(v, lane);
+}
 
 inline float sum_lanes(FloatV v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) v += from_lanes_apart(v, half);
+  return v[0];
+}
+
+inline float max_lanes(FloatV v) {
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) v = larger(v, from_lanes_apart(v, half));
+  return v[0];
 }
 
 inline float max_lanes_nan(FloatV v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) {
-      const float a = lanes[i], b = lanes[i + half];
-      lanes[i] = (a > b) | (a != a) ? a : b;
-    }
-  return lanes[0];
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) v = max_nan(v, from_lanes_apart(v, half));
+  return v[0];
 }
 
 // e^x for x <= 0 to about one unit in the last place; below -87.3 it is 0, NaN stays NaN.

@@ -1,7 +1,7 @@
 // Softmax of rows and its gradient. Only for *_kernels.cpp, hence the anonymous namespace (see simd.h).
 #pragma once
 
-#include "over_row.h"
+#include "exponential.h"
 
 namespace {
 
@@ -16,24 +16,28 @@ inline void softmax_rows(const In* in, int64_t in_stride, float scale, int64_t w
   FloatV largest[kVectors], total[kVectors] = {};
   SLCA_EACH largest[k] = splat(lowest);
   over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-    SLCA_EACH largest[k] = max_nan(largest[k], get(in + k * in_stride + i, n, lowest));
+    // A NaN may get lost here: it comes back with the sum.
+    SLCA_EACH largest[k] = larger(largest[k], get(in + k * in_stride + i, n, lowest));
   });
   float peak[kVectors], inverse[kVectors];
-  SLCA_EACH peak[k] = max_lanes_nan(largest[k]) * scale;
+  SLCA_EACH peak[k] = max_lanes(largest[k]) * scale;
   const bool keep = width <= kKept;
   over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
     FloatV value[kVectors];
-    SLCA_EACH value[k] = exp_nonpositive(get(in + k * in_stride + i, n, lowest) * scale - peak[k]);
+    SLCA_EACH value[k] = get(in + k * in_stride + i, n, lowest) * scale - peak[k];
+    exp_floored<kCoarse<Out>, kVectors>(value, value);
     if (keep) SLCA_EACH store(kept[k] + i, value[k]);
     SLCA_EACH total[k] += value[k];
   });
   SLCA_EACH inverse[k] = 1.0f / sum_lanes(total[k]);
   over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
     FloatV value[kVectors];
-    if (keep)
+    if (keep) {
       SLCA_EACH value[k] = load<FloatV>(kept[k] + i);
-    else
-      SLCA_EACH value[k] = exp_nonpositive(get(in + k * in_stride + i, n, lowest) * scale - peak[k]);
+    } else {
+      SLCA_EACH value[k] = get(in + k * in_stride + i, n, lowest) * scale - peak[k];
+      exp_floored<kCoarse<Out>, kVectors>(value, value);
+    }
     SLCA_EACH put(out + k * out_stride + i, value[k] * inverse[k], n);
   });
 }
@@ -42,11 +46,10 @@ inline void softmax_rows(const In* in, int64_t in_stride, float scale, int64_t w
 template <class In, class Out>
 void softmax_of(const In* in, int64_t in_stride, float scale, int64_t num_rows, int64_t width, Out* out,
                 int64_t out_stride) {
-  int64_t row = 0;
-  for (; row + 4 <= num_rows; row += 4)
-    softmax_rows<4>(in + row * in_stride, in_stride, scale, width, out + row * out_stride, out_stride);
-  for (; row < num_rows; ++row)
-    softmax_rows<1>(in + row * in_stride, in_stride, scale, width, out + row * out_stride, out_stride);
+  in_fours(num_rows, [&](int64_t row, auto rows) {
+    softmax_rows<decltype(rows)::kRows>(in + row * in_stride, in_stride, scale, width, out + row * out_stride,
+                                        out_stride);
+  });
 }
 
 template <int kVectors, class In, class P, class Out>
@@ -70,13 +73,10 @@ inline void softmax_gradient_rows(const In* grad, int64_t grad_stride, const P* 
 template <class In, class P, class Out>
 void softmax_gradient(const In* grad, int64_t grad_stride, const P* probabilities, int64_t stride, float scale,
                       int64_t num_rows, int64_t width, Out* out, int64_t out_stride) {
-  int64_t row = 0;
-  for (; row + 4 <= num_rows; row += 4)
-    softmax_gradient_rows<4>(grad + row * grad_stride, grad_stride, probabilities + row * stride, stride, scale, width,
-                             out + row * out_stride, out_stride);
-  for (; row < num_rows; ++row)
-    softmax_gradient_rows<1>(grad + row * grad_stride, grad_stride, probabilities + row * stride, stride, scale, width,
-                             out + row * out_stride, out_stride);
+  in_fours(num_rows, [&](int64_t row, auto rows) {
+    softmax_gradient_rows<decltype(rows)::kRows>(grad + row * grad_stride, grad_stride, probabilities + row * stride,
+                                                 stride, scale, width, out + row * out_stride, out_stride);
+  });
 }
 
 }  // namespace

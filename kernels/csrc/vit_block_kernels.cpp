@@ -1,114 +1,129 @@
 #include "vit_block_kernels.h"
 
-#include "over_row.h"
+#include "exponential.h"
 #include "softmax.h"
 
 namespace slca::SLCA_ISA {
 namespace {
 
+// kVectors rows at once: their chains of dependent steps overlap.
+template <int kVectors, class T>
+inline void residual_norm_rows(const float* x, const T* y, const float* bias, const float* gamma, const float* beta,
+                               float eps, int64_t width, float* sum, T* hidden, float* mean, float* inv_std) {
+  FloatV total[kVectors] = {};
+  if (y && bias)
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+      const FloatV shift = get(bias + i, n);
+      SLCA_EACH {
+        const FloatV v = get(x + k * width + i, n) + get(y + k * width + i, n) + shift;
+        put(sum + k * width + i, v, n);
+        total[k] += v;
+      }
+    });
+  else
+    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+      SLCA_EACH {
+        FloatV v = get(x + k * width + i, n);
+        if (y) v += get(y + k * width + i, n);
+        if (bias) v += get(bias + i, n);
+        put(sum + k * width + i, v, n);
+        total[k] += v;
+      }
+    });
+  if (!gamma) return;
+  float mu[kVectors], r[kVectors];
+  SLCA_EACH mu[k] = sum_lanes(total[k]) / width;
+  SLCA_EACH total[k] = FloatV{};
+  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+    SLCA_EACH {
+      const FloatV centred = get(sum + k * width + i, n, mu[k]) - mu[k];
+      total[k] += centred * centred;
+    }
+  });
+  SLCA_EACH r[k] = 1.0f / __builtin_sqrtf(sum_lanes(total[k]) / width + eps);
+  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+    const FloatV gain = get(gamma + i, n), shift = get(beta + i, n);
+    SLCA_EACH put(hidden + k * width + i, (get(sum + k * width + i, n) - mu[k]) * r[k] * gain + shift, n);
+  });
+  SLCA_EACH mean[k] = mu[k];
+  SLCA_EACH inv_std[k] = r[k];
+}
+
 template <class T>
 void residual_norm(const float* x, const T* y, const float* bias, const float* gamma, const float* beta, float eps,
                    int64_t num_rows, int64_t width, float* sum, T* hidden, float* mean, float* inv_std) {
-  for (int64_t row = 0; row < num_rows; ++row, x += width, sum += width) {
-    FloatV total{};
+  const auto run = [&](int64_t row, auto rows) {
+    const int64_t at = row * width;
+    residual_norm_rows<decltype(rows)::kRows>(x + at, y ? y + at : y, bias, gamma, beta, eps, width, sum + at,
+                                              hidden + (gamma ? at : 0), mean + (gamma ? row : 0),
+                                              inv_std + (gamma ? row : 0));
+  };
+  in_fours(num_rows, run);
+}
+
+template <int kVectors, class T>
+inline void residual_norm_backward_rows(const T* grad_hidden, const float* sum, const float* mean,
+                                        const float* inv_std, const float* gamma, const float* grad_sum, int64_t width,
+                                        float* grad_x, T* rounded, float* gamma_sum, float* beta_sum,
+                                        float* bias_sum) {
+  float of_g[kVectors] = {}, of_gx[kVectors] = {}, mu[kVectors] = {}, r[kVectors] = {};
+  if (gamma) {
+    SLCA_EACH mu[k] = mean[k];
+    SLCA_EACH r[k] = inv_std[k];
+    FloatV total_g[kVectors] = {}, total_gx[kVectors] = {};
     over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      FloatV v = get(x + i, n);
-      if (y) v += get(y + i, n);
-      if (bias) v += get(bias + i, n);
-      put(sum + i, v, n);
-      total += v;
+      const FloatV gain = get(gamma + i, n);
+      FloatV of_gamma{}, of_beta{};
+      SLCA_EACH {
+        const FloatV h = get(grad_hidden + k * width + i, n), g = h * gain;
+        const FloatV normalized = (get(sum + k * width + i, n) - mu[k]) * r[k];
+        total_g[k] += g;
+        total_gx[k] += g * normalized;
+        of_gamma += h * normalized;
+        of_beta += h;
+      }
+      add(gamma_sum + i, of_gamma, n);
+      add(beta_sum + i, of_beta, n);
     });
-    if (y) y += width;
-    if (!gamma) continue;
-    const float mu = sum_lanes(total) / width;
-    FloatV squares{};
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      const FloatV centred = get(sum + i, n, mu) - mu;
-      squares += centred * centred;
-    });
-    const float r = 1.0f / __builtin_sqrtf(sum_lanes(squares) / width + eps);
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      put(hidden + i, (get(sum + i, n) - mu) * r * get(gamma + i, n) + get(beta + i, n), n);
-    });
-    hidden += width;
-    mean[row] = mu;
-    inv_std[row] = r;
+    SLCA_EACH of_g[k] = sum_lanes(total_g[k]) / width;
+    SLCA_EACH of_gx[k] = sum_lanes(total_gx[k]) / width;
   }
+  over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
+    const FloatV gain = gamma ? get(gamma + i, n) : FloatV{};
+    FloatV of_bias{};
+    SLCA_EACH {
+      FloatV v = get(grad_sum + k * width + i, n);
+      if (gamma) {
+        const FloatV normalized = (get(sum + k * width + i, n) - mu[k]) * r[k];
+        v += (get(grad_hidden + k * width + i, n) * gain - of_g[k] - normalized * of_gx[k]) * r[k];
+      }
+      put(grad_x + k * width + i, v, n);
+      put(rounded + k * width + i, v, n);
+      of_bias += v;
+    }
+    add(bias_sum + i, of_bias, n);
+  });
 }
 
 template <class T>
 void residual_norm_backward(const T* grad_hidden, const float* sum, const float* mean, const float* inv_std,
                             const float* gamma, const float* grad_sum, int64_t num_rows, int64_t width, float* grad_x,
                             T* rounded, float* gamma_sum, float* beta_sum, float* bias_sum) {
-  for (int64_t row = 0; row < num_rows; ++row, grad_sum += width, grad_x += width, rounded += width) {
-    float mu = 0.0f, r = 0.0f, of_g = 0.0f, of_gx = 0.0f;
-    if (gamma) {
-      mu = mean[row], r = inv_std[row];
-      FloatV total_g{}, total_gx{};
-      over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-        const FloatV h = get(grad_hidden + i, n), normalized = (get(sum + i, n) - mu) * r;
-        const FloatV g = h * get(gamma + i, n);
-        total_g += g;
-        total_gx += g * normalized;
-        add(gamma_sum + i, h * normalized, n);
-        add(beta_sum + i, h, n);
-      });
-      of_g = sum_lanes(total_g) / width, of_gx = sum_lanes(total_gx) / width;
-    }
-    over_row(width, [&](int64_t i, auto n) SLCA_INLINE {
-      FloatV v = get(grad_sum + i, n);
-      if (gamma) {
-        const FloatV g = get(grad_hidden + i, n) * get(gamma + i, n), normalized = (get(sum + i, n) - mu) * r;
-        v += (g - of_g - normalized * of_gx) * r;
-      }
-      put(grad_x + i, v, n);
-      put(rounded + i, v, n);
-      add(bias_sum + i, v, n);
-    });
-    if (gamma) grad_hidden += width, sum += width;
-  }
+  const auto run = [&](int64_t row, auto rows) {
+    const int64_t at = row * width, normed = gamma ? at : 0, one = gamma ? row : 0;
+    residual_norm_backward_rows<decltype(rows)::kRows>(grad_hidden + normed, sum + normed, mean + one, inv_std + one,
+                                                       gamma, grad_sum + at, width, grad_x + at, rounded + at,
+                                                       gamma_sum, beta_sum, bias_sum);
+  };
+  in_fours(num_rows, run);
 }
 
-template <class T>
-constexpr bool kCoarse = sizeof(T) < sizeof(float);
-
-// Polynomials, highest power first, fitted to relative errors. For bfloat16 (last bit 4e-3) the coarse ones do.
-// e^r for |r| <= ln(2) / 2: 7.5e-8; coarse 2.6e-6.
-constexpr float kExp[] = {0.0082975123077631f, 0.04191527143120766f, 0.16667576134204865f,
-                          0.49998897314071655f, 0.9999997019767761f, 1.0000001192092896f};
-constexpr float kExpCoarse[] = {0.041457436978816986f, 0.1679079532623291f, 0.5000436305999756f, 0.9999634623527527f,
-                                0.9999992847442627f};
 // exp(z^2) erfc(z) for z >= 0, in 1 / (1 + c z): 1.3e-8 (3e-7 in float arithmetic) with c = 0.58; coarse 1.1e-5, 0.51.
 constexpr float kErfc[] = {0.05206291750073433f,  -0.2665984332561493f, 0.5017104148864746f, -0.31821420788764954f,
                            -0.15137571096420288f, 0.13562996685504913f, 0.10756845027208328f, 0.28686708211898804f,
                            0.3249299228191376f,   0.3274267017841339f,  -7.098330570443068e-06f};
 constexpr float kErfcCoarse[] = {-0.19791719317436218f, 0.507972240447998f,  0.07090774923563004f,
                                  0.3379405438899994f,   0.2806966006755829f, 0.0003887896309606731f};
-
-// p[k] = polynomial(x[k])
-template <int kVectors, int kTerms>
-inline SLCA_INLINE void polynomial(const float (&coefficients)[kTerms], const FloatV* x, FloatV* p) {
-  SLCA_EACH p[k] = x[k] * coefficients[0] + coefficients[1];
-#pragma GCC unroll 16
-  for (int i = 2; i < kTerms; ++i) SLCA_EACH p[k] = p[k] * x[k] + coefficients[i];
-}
-
-// p[k] = e^x[k] for x <= 0, floored at e^-87; not for NaN.
-template <bool coarse, int kVectors>
-inline SLCA_INLINE void exp_finite(const FloatV* x, FloatV* p) {
-  const FloatV magic = splat(12582912.0f);  // 1.5 * 2^23, as in exp_nonpositive
-  FloatV r[kVectors], shifted[kVectors];
-  SLCA_EACH r[k] = x[k] < -87.0f ? splat(-87.0f) : x[k];
-  SLCA_EACH shifted[k] = r[k] * 1.44269504088896341f + magic;
-  if (coarse) {
-    SLCA_EACH r[k] = r[k] - (shifted[k] - magic) * 0.69314718055994531f;
-    polynomial<kVectors>(kExpCoarse, r, p);
-  } else {
-    SLCA_EACH r[k] = r[k] - (shifted[k] - magic) * 0.693359375f + (shifted[k] - magic) * 2.12194440e-4f;
-    polynomial<kVectors>(kExp, r, p);
-  }
-  SLCA_EACH p[k] = bits<FloatV>(bits<IntV>(p[k]) + (bits<IntV>(shifted[k]) << 23));
-}
 
 // GELU x Phi(x) and its slope Phi(x) + x phi(x), where Phi(-|x|) = erfc(|x| / sqrt 2) / 2.
 template <bool coarse, int kVectors>
@@ -117,7 +132,7 @@ inline SLCA_INLINE void gelu_of(const FloatV* x, FloatV* out, FloatV* slope) {
   SLCA_EACH t[k] = bits<FloatV>(bits<UIntV>(x[k]) & 0x7fffffffu) * ((coarse ? 0.51f : 0.58f) * 0.70710678118654752f);
   SLCA_EACH bell[k] = -0.5f * x[k] * x[k];
   SLCA_EACH t[k] = splat(1.0f) / (t[k] + 1.0f);
-  exp_finite<coarse, kVectors>(bell, bell);
+  exp_floored<coarse, kVectors>(bell, bell);
   if (coarse)
     polynomial<kVectors>(kErfcCoarse, t, tail);
   else

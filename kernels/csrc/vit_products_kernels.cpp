@@ -7,7 +7,7 @@ namespace slca::SLCA_ISA {
 namespace {
 
 // Units of one chunk of outer(): a panel and a slab of it stay in the nearest cache.
-constexpr int64_t kChunkUnits = 128;
+constexpr int64_t kChunkUnits = 96;
 
 template <class T>
 int64_t units_of(int64_t summed) {

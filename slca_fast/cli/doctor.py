@@ -88,12 +88,17 @@ def _arithmetic(device: torch.device) -> dict[str, str]:
 
 
 def _blocks(device: torch.device) -> str:
-    from slca_fast.kernels.vit_block import native_kernel
+    from slca_fast.kernels.vit_block import native_kernel, stack
 
     if device.type == "cuda":
         return "timm's modules under torch.compile; the native passes are for CPUs"
-    reason = native_kernel.why_not()
-    return "one native pass between each two matrix products" if reason is None else f"timm's modules: {reason}"
+    if reason := native_kernel.why_not():
+        return f"timm's modules: {reason}"
+    products = {dtype: stack.why_not(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return "by the native library; products: " + ", ".join(
+        f"{name} {'its own' if why is None else f'of torch ({why})'}"
+        for name, why in zip(("fp32", "bf16"), products.values())
+    )
 
 
 def _importable(module: str, use: str, otherwise: str = "not installed") -> str:

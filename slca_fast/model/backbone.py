@@ -21,9 +21,9 @@ from slca_fast.model.weights import load_checkpoint
 
 # method: hybrid slow learner = every backbone parameter with one of these in its name, plus LoRA.
 HYBRID_NAMES = ("norm", "bias", "cls_token", "lora_A", "lora_B")
-# On the CPU a batch passes in parts of about so many numbers per thread between two blocks (32 images of 65 tokens, 192
-# wide): activations then stay within reach of the caches, and memory is reused instead of asked for anew.
-PART_NUMBERS = 32 * 65 * 192
+# On the CPU a batch passes in parts of about so many numbers per thread between two blocks (64 images of 65 tokens, 192
+# wide): what the backward pass keeps stays below a gigabyte per thread, and memory is reused instead of asked for anew.
+PART_NUMBERS = 64 * 65 * 192
 
 
 class Backbone(nn.Module):
@@ -71,17 +71,26 @@ class Backbone(nn.Module):
         self.use_attention(choose_attention(self.vit, device, precision, num_images, requested, native))
         return self.use_native_blocks(precision)
 
-    def use_native_blocks(self, precision: str) -> str | None:
-        """Makes the blocks run by the native library's passes in precision "fp32" or "bf16", attention as "bmm".
+    def use_native_blocks(self, precision: str, own_products: bool = True) -> str | None:
+        """Makes the blocks run by the native library in precision "fp32" or "bf16", attention as "bmm".
 
-        Returns why not, and leaves them to timm, for a model, device or attention that it cannot serve.
+        Its passes serve with torch's products too, where those are faster or ``own_products`` are not wanted. Returns
+        why not, and leaves the blocks to timm, for a model, device or attention that it cannot serve.
         """
         self.native_blocks, reason = None, self.why_no_native_blocks(self.attention.name)
         if reason is None:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            products = "native" if cpu_blocks.why_torch_multiplies(self.vit.blocks, dtype) is None else "torch"
+            why_torch = cpu_blocks.why_torch_multiplies(self.vit.blocks, dtype)
+            products = "native" if own_products and why_torch is None else "torch"
             self.native_blocks = cpu_blocks.NativeBlocks(dtype, products)
         return reason
+
+    @property
+    def blocks_by(self) -> str:
+        """Who computes the blocks: "native products", "native passes" (between torch's products) or "timm"."""
+        if self.native_blocks is None:
+            return "timm"
+        return "native products" if self.native_blocks.products == "native" else "native passes"
 
     def why_no_native_blocks(self, attention: str) -> str | None:
         """Why ``use_native_blocks`` cannot serve this model with this attention; None if it can."""
