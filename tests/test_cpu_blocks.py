@@ -16,6 +16,7 @@ from slca_fast.kernels.vit_block import native_kernel as passes
 from slca_fast.kernels.vit_block import stack
 from torch import Tensor, nn
 
+from slca_fast.benchmark.stages import gflop_of
 from slca_fast.model import cpu_composed, cpu_stack
 from slca_fast.model.backbone import Backbone, autocast, freeze_backbone
 from slca_fast.model.cpu_blocks import NativeBlocks, why_not, why_torch_multiplies
@@ -212,6 +213,12 @@ def test_nothing_of_the_native_products_depends_on_the_number_of_threads() -> No
             assert all(torch.equal(one[name], three[name]) for name in one if "lora_A" not in name)
     finally:
         torch.set_num_threads(before)
+
+
+def test_native_products_count_as_torch_counts_its_own() -> None:
+    blocks, tokens = make().blocks, torch.randn(3, 17, 24)
+    gflop = [gflop_of(lambda p=p: results(blocks, NativeBlocks(torch.float32, p), tokens)) for p in ("native", "torch")]
+    assert gflop[0] == gflop[1] > 0
 
 
 @pytest.mark.parametrize("dtype", passes.DTYPES, ids=str)

@@ -5,23 +5,7 @@
 
 #include "vit_block_kernels.h"
 #include "vit_products_kernels.h"
-
-// What kernels/vit_block/stack.py fills in; pointers that may be null are marked so.
-struct SlcaBlock {
-  // tokens x [heads x dim] per image, of which the first `queries` are computed beyond attention (all, or 1 in a last
-  // block); hidden: width of the MLP; group: images that go together.
-  int64_t images, tokens, queries, heads, dim, hidden, group, num_threads;
-  // Packed for x W^T and (null in a forward pass) for g W.
-  const int32_t *qkv, *proj, *fc1, *fc2;
-  const int32_t *qkv_back, *proj_back, *fc1_back, *fc2_back;
-  const float *qkv_bias, *proj_bias, *fc1_bias, *gamma1, *beta1, *gamma2, *beta2;
-  float eps1, eps2;
-  // What the backward pass needs; all null if there is none.
-  float *sum1, *mean1, *inv_std1;
-  void *hidden1, *qkv_out, *probabilities, *context;
-  float *sum2, *mean2, *inv_std2;
-  void *hidden2, *slope, *activated;
-};
+#include "vit_stack.h"
 
 namespace {
 
@@ -190,10 +174,11 @@ int backward(const SlcaBlock& b, float* grad, const T* rounded, T* grad_fc1, T* 
       Best<T>::attention_backward(qkv + (image + i) * b.tokens * 3 * width, p + (image + i) * scores,
                                   inner + i * b.queries * width, b.tokens, b.queries, b.heads, b.dim, scale, stride,
                                   grad_qkv + (image + i) * b.tokens * 3 * width, memory);
-    if (b.queries < b.tokens) {
+    if (grad_x != grad) {
       std::memset(grad_x + at, 0, rows * width * sizeof(float));
+      const int64_t of_queries = b.queries * width;
       for (int64_t i = 0; i < images; ++i)
-        std::memcpy(grad_x + at + i * b.tokens * width, grad + late_at + i * width, width * sizeof(float));
+        std::memcpy(grad_x + at + i * b.tokens * width, grad + late_at + i * of_queries, of_queries * sizeof(float));
     }
     Best<T>::add_rows(grad_qkv + 3 * at, rows, 3 * width, of_qkv);
     Best<T>::product(grad_qkv + 3 * at, rows, 3 * width, b.qkv_back, width, no_bias, inner);

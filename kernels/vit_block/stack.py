@@ -41,6 +41,9 @@ class Block(ctypes.Structure):
             setattr(self, name, tensor.data_ptr())
 
 
+# Floating-point operations of all products up to now: torch's FlopCounterMode does not see them.
+_flops = 0
+
 _forward = native.function("slca_vit_block_forward", "ipppppp")
 _backward = native.function("slca_vit_block_backward", "ippppppppp")
 _outer = native.function("slca_outer", "ipqpqqipi")
@@ -57,6 +60,18 @@ def why_not(dtype: torch.dtype) -> str | None:
         return "torch multiplies bfloat16 in AMX tiles"
     fit = ("avx512bf16",) if dtype == torch.bfloat16 else ("avx2", "avx512", "avx512bf16")
     return None if isa in fit else f"the native library's products of {dtype} are slow on {isa}"
+
+
+def flops() -> int:
+    """Floating-point operations of this process's products up to now: two for a multiplication and an addition."""
+    return _flops
+
+
+def _count(block: Block, products_of_attention: int) -> None:
+    global _flops
+    width, hidden = block.heads * block.dim, block.hidden
+    per_query = width * width + 2 * width * hidden + products_of_attention * block.tokens * width
+    _flops += 2 * block.images * (block.tokens * 3 * width * width + block.queries * per_query)
 
 
 def pack_weight(weight_OI: Tensor, transposed: bool) -> Tensor:
@@ -76,6 +91,7 @@ def forward(
 ) -> None:  # fmt: skip
     """x + y + bias is the block's input; ``x_out`` + ``y_out`` + the bias of fc2 will be its output."""
     _forward(dtype == torch.bfloat16, ctypes.byref(block), x_MD, y_MD, bias_D, x_out_QD, y_out_QD)
+    _count(block, products_of_attention=2)
 
 
 def backward(
@@ -87,16 +103,19 @@ def backward(
         _is_bf16(rounded_QD), ctypes.byref(block), grad_QD, rounded_QD,
         grad_fc1_QF, grad_proj_QD, grad_qkv_MK, grad_x_MD, rounded_x_MD, sums,
     )  # fmt: skip
+    _count(block, products_of_attention=4)
 
 
 def outer(a_MO: Tensor, b_MI: Tensor, out_OI: Tensor | None = None) -> Tensor:
     """a^T b in float32 ``[O, I]``; added to ``out`` if given."""
+    global _flops
     add = out_OI is not None
     if out_OI is None:
         out_OI = torch.empty(a_MO.shape[1], b_MI.shape[1], dtype=torch.float32, device="cpu")
     _outer(
         _is_bf16(a_MO), a_MO, a_MO.shape[1], b_MI, b_MI.shape[1], len(a_MO), add, out_OI, torch.get_num_threads()
     )  # fmt: skip
+    _flops += 2 * len(a_MO) * out_OI.numel()
     return out_OI
 
 
