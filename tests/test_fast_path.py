@@ -146,3 +146,22 @@ def test_a_resumed_run_keeps_the_attention_that_was_measured_when_it_began(monke
     summary = run(config, preset="demo", resume=True)
     assert summary["backends"]["attention"] == "sdpa"
     assert summary["backend_reasons"]["attention"] == "as the run began"
+
+
+@pytest.mark.skipif(
+    passes.why_not() is not None or stack.why_not(torch.float32) is not None, reason="no own products here"
+)
+@pytest.mark.parametrize("began", ["native passes", "native products"])
+def test_a_resumed_run_keeps_who_multiplied_when_it_began(monkeypatch, tmp_path, began) -> None:
+    images = write_images(tmp_path / "images")
+    config = tiny_config(images, tmp_path / "run", "--tasks.sizes", "[2,2]")
+    missing = lambda blocks, dtype: "not in this test"  # noqa: E731
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        if began == "native passes":
+            patch.setattr(cpu_blocks, "why_torch_multiplies", missing)
+        run(config, preset="demo", should_stop=lambda: True)
+    if began == "native products":
+        monkeypatch.setattr(cpu_blocks, "why_torch_multiplies", missing)
+    summary = run(config, preset="demo", resume=True)
+    # What began with torch's products goes on with them; what is missing here cannot.
+    assert summary["backends"]["blocks"] == "native passes"
