@@ -30,7 +30,7 @@ bench: $(VENV)/.installed-test
 
 # 100 kills at random times, on one rank and on two, and a failure at every file operation: minutes, not seconds.
 torture: $(VENV)/.installed-test
-	SLCA_FAST_TEST_KILLS=100 SLCA_FAST_TEST_EVERY_FAULT=1 $(BIN)/python -m pytest --timeout 7200 tests/test_kill.py tests/test_faults.py
+	SLCA_FAST_TEST_KILLS=100 SLCA_FAST_TEST_EVERY_FAULT=1 $(BIN)/python -m pytest --timeout 7200 tests/runs/test_kill.py tests/runs/test_faults.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -29,14 +29,23 @@ class CMakeBuild(build_ext):
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         try:
             subprocess.run(
-                ["cmake", *generator, "-S", str(ROOT), "-B", str(build_dir), "-DCMAKE_BUILD_TYPE=Release",
-                 f"-DSLCA_NATIVE_OUTPUT={target / '_native'}"],
+                [
+                    "cmake",
+                    *generator,
+                    "-S",
+                    str(ROOT),
+                    "-B",
+                    str(build_dir),
+                    "-DCMAKE_BUILD_TYPE=Release",
+                    f"-DSLCA_NATIVE_OUTPUT={target / '_native'}",
+                ],
                 check=True,
             )
             subprocess.run(["cmake", "--build", str(build_dir), "--parallel", "2"], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"slca_fast: native library not built ({error}); the Python backends are used instead",
-                  file=sys.stderr)
+            print(
+                f"slca_fast: native library not built ({error}); the Python backends are used instead", file=sys.stderr
+            )
 
     def get_outputs(self) -> list[str]:
         return []
@@ -66,7 +75,10 @@ setup(
     package_dir={"slca_fast": "slca_fast", "slca_fast.kernels": "kernels"},
     # What MANIFEST.in lists for the sdist (C++ sources) is no use in a wheel.
     include_package_data=False,
-    package_data={"slca_fast": ["*.html.j2"], "slca_fast.embedded": ["*.safetensors", "*.json", "*.md"]},
+    package_data={
+        "slca_fast.report": ["templates/*.html.j2"],
+        "slca_fast.embedded": ["*.safetensors", "*.json", "*.md"],
+    },
     ext_modules=[Extension("slca_fast.kernels._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )

@@ -24,10 +24,10 @@ from slca_fast.benchmark import machine, ops, stages
 from slca_fast.benchmark.run import machine_facts, run_ours
 from slca_fast.data.batch import Batch
 from slca_fast.data.prepare import prepare
+from slca_fast.methods.presets import PRESETS
 from slca_fast.model.head import Classifier
 from slca_fast.ops.registry import all_ops
-from slca_fast.presets import PRESETS
-from slca_fast.train import Stage1
+from slca_fast.training.stage1 import Stage1
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from slca_fast.gaussians import ClassGaussians
+from slca_fast.methods.gaussians import ClassGaussians
 
 
 def official_moments(features_ND: Tensor, labels_N: Tensor, num_classes: int, ridge: float) -> tuple[Tensor, Tensor]:
@@ -42,9 +42,7 @@ def run_official(features_ND: Tensor, labels_N: Tensor, num_classes: int, num_ep
         official_samples(means, covariances, num_per_class)
 
 
-def run_ours(
-    features_ND: Tensor, labels_N: Tensor, num_epochs: int, num_per_class: int, storage: str = "auto"
-) -> None:
+def run_ours(features_ND: Tensor, labels_N: Tensor, num_epochs: int, num_per_class: int, storage: str = "auto") -> None:
     gaussians = ClassGaussians(features_ND.shape[1], storage=storage)
     gaussians.update(features_ND, labels_N)
     for epoch in range(num_epochs):
@@ -72,8 +70,10 @@ def main() -> None:
                 elapsed_ms[name].append(1e3 * (time.perf_counter() - start))
     for name, values in elapsed_ms.items():
         ratios = [a / b for a, b in zip(elapsed_ms["official"], values)]
-        print(f"{name:9s} median {statistics.median(values):9.1f} ms  min {min(values):9.1f}  max {max(values):9.1f}  "
-              f"ratio {statistics.median(ratios):6.1f} ({min(ratios):.1f} to {max(ratios):.1f}), n = {len(values)}")
+        print(
+            f"{name:9s} median {statistics.median(values):9.1f} ms  min {min(values):9.1f}  max {max(values):9.1f}  "
+            f"ratio {statistics.median(ratios):6.1f} ({min(ratios):.1f} to {max(ratios):.1f}), n = {len(values)}"
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from slca_fast.benchmark import machine
 from slca_fast.benchmark.run import make_images
 from slca_fast.benchmark.stages import BASELINE, STAGES, gflop_of, stage_of
-from slca_fast.environment import pick_device
+from slca_fast.machine.environment import pick_device
 
 DEVICE = pick_device("auto")
 WAYS = (BASELINE, "fp32", "bf16", *(("bf16, torch.compile",) if DEVICE.type == "cuda" else ()))

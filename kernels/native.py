@@ -18,6 +18,7 @@ ABI_VERSION = 2
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16")
 DEFAULT_LIBRARY = Path(__file__).parent / "_native" / "libslca_native.so"
 
+
 class NativeError(RuntimeError):
     """An exported function came back with ``status``, which is not 0."""
 

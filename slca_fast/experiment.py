@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slca_fast.align import align
-from slca_fast.checkpoint import BadSnapshot, read_snapshot, weights_sha256, write_snapshot
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_dict, config_to_yaml
 from slca_fast.data.index import load_dataset
+from slca_fast.data.share import share_of_machine
 from slca_fast.data.stream import ImageSet, Stream
-from slca_fast.distributed import ALONE, Ranks
-from slca_fast.environment import (
+from slca_fast.errors import UserError
+from slca_fast.files import replace_json, replace_text
+from slca_fast.machine.environment import (
     device_description,
     peak_memory_bytes,
     pick_compile,
@@ -27,28 +27,22 @@ from slca_fast.environment import (
     pick_precision,
     versions,
 )
-from slca_fast.errors import UserError
-from slca_fast.evaluate import (
-    StoppedPass,
-    TaskResult,
-    evaluate,
-    extract_features,
-    measure_classes,
-    summary_metrics,
-)
-from slca_fast.files import replace_json, replace_text
-from slca_fast.gaussians import ClassGaussians
+from slca_fast.machine.float32 import fast_float32_products, float32_products_backend
+from slca_fast.machine.process import steady_process
+from slca_fast.machine.ranks import ALONE, Ranks
+from slca_fast.methods.alignment import align
+from slca_fast.methods.class_statistics import measure_classes
+from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.methods.presets import method_of_config
+from slca_fast.metrics import TaskResult, summary_metrics
 from slca_fast.model.attention import CANDIDATES, AttentionChoice, choose_attention
 from slca_fast.model.backbone import build_backbone
-from slca_fast.model.cpu_blocks import why_torch_multiplies
+from slca_fast.model.cpu.stack import why_torch_multiplies
 from slca_fast.model.head import Classifier, LinearClassifier
-from slca_fast.model.products import fast_float32_products, float32_products_backend
 from slca_fast.ops.registry import automatic_backends
-from slca_fast.optim import optimizer_backend
-from slca_fast.presets import method_of_config
-from slca_fast.process import steady_process
-from slca_fast.progress import Observer
-from slca_fast.resume import (
+from slca_fast.runs.folder import RunFolder
+from slca_fast.runs.observer import Observer
+from slca_fast.runs.resume import (
     Position,
     data_sha256,
     frozen_state,
@@ -60,11 +54,14 @@ from slca_fast.resume import (
     snapshot_tensors,
     trainable_state,
 )
-from slca_fast.run_folder import RunFolder
-from slca_fast.summary import write_results
+from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, weights_sha256, write_snapshot
+from slca_fast.runs.summary import write_results
+from slca_fast.runs.tracking import open_trackers
 from slca_fast.tasks import TaskPlan, plan_tasks
-from slca_fast.tracking import open_trackers
-from slca_fast.train import EpochReport, NonFiniteLoss, Stage1, Stopped
+from slca_fast.training.evaluation import evaluate
+from slca_fast.training.features import StoppedPass, extract_features
+from slca_fast.training.optim import optimizer_backend
+from slca_fast.training.stage1 import EpochReport, NonFiniteLoss, Stage1, Stopped
 
 OUT_OF_MEMORY = (
     "out of memory in {where}: lower --optim.batch_size, keep images elsewhere with --data.cache host (or off), "
@@ -158,7 +155,7 @@ class Experiment:
             self.folder.trackers = open_trackers(config.track, self.folder.path, config_to_dict(config))
         self.saved_at = time.monotonic()
         self.save_seconds = self.checkpoint_seconds = 0.0
-        share = ranks.share_of_machine(config.data, self.device)
+        share = share_of_machine(config.data, ranks, self.device)
         self.stream = Stream(self.dataset, self.plan, share, config.optim.batch_size, self.device)
         if resume:
             self._restore()
@@ -340,6 +337,7 @@ class Experiment:
 
     def _align(self, task: int) -> LinearClassifier:
         self.observer.phase_started("alignment", 0)
+
         def after_epoch(epoch: int, loss: float) -> None:
             self.folder.log("align", task=task, epoch=epoch, loss=loss)
             if self.ranks.any(self.should_stop()):

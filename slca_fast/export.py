@@ -11,7 +11,7 @@ from torch import Tensor
 from slca_fast import files
 from slca_fast.errors import UserError
 from slca_fast.model.lora import TARGET_PATHS, lora_layers, merge_lora
-from slca_fast.trained import TrainedModel
+from slca_fast.runs.trained import TrainedModel
 
 
 def export_timm(model: TrainedModel, folder: Path) -> list[Path]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slca_fast import files
-from slca_fast.distributed import join_ranks
 from slca_fast.experiment import run
+from slca_fast.machine.ranks import join_ranks
 from slca_fast.model import backbone
-from slca_fast.progress import Observer
-from slca_fast.run_folder import begun
+from slca_fast.runs.folder import begun
+from slca_fast.runs.observer import Observer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from slca_fast.cli.config_args import parse_overrides
 from slca_fast.config import Config
-from slca_fast.presets import PRESETS
+from slca_fast.methods.presets import PRESETS
 
 TINY_ARGS = [
     "--model.checkpoint",

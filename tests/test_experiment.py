@@ -14,9 +14,9 @@ from helpers import tiny_config, write_images
 
 from slca_fast.errors import UserError
 from slca_fast.experiment import Interrupted, run
-from slca_fast.presets import PRESETS
-from slca_fast.report import write_report
-from slca_fast.trained import load_run, predict
+from slca_fast.methods.presets import PRESETS
+from slca_fast.report.pages import write_report
+from slca_fast.runs.trained import load_run, predict
 
 SIZES = ("--tasks.sizes", "[2,1,1]")
 
@@ -220,7 +220,8 @@ def test_a_second_process_on_one_folder_is_refused_while_the_first_lives(images,
     config = tiny_config(images, tmp_path / "run", *SIZES)
     run(config, preset="demo")
     holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time; from pathlib import Path; from slca_fast.run_folder import RunFolder;"
+        [sys.executable, "-c", "import sys, time; from pathlib import Path; "
+            "from slca_fast.runs.folder import RunFolder;"
          "kept = RunFolder(Path(sys.argv[1]), resume=True); print('held', flush=True); time.sleep(100)", config.output],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

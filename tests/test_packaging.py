@@ -14,8 +14,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("bench", "docs", "kernels", "slca_fast", "tests")
-FILES = ("CMakeLists.txt", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt", "pyproject.toml",
-         "setup.py")
+FILES = (
+    "CMakeLists.txt",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "constraints.txt",
+    "pyproject.toml",
+    "setup.py",
+)
 MADE = ("__pycache__", "_native", "*.pyc", ".*cache")
 
 pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools >= 77")
@@ -34,8 +42,14 @@ def tree(tmp_path) -> Path:
 
 def built(tree: Path, command: str, **environment: str) -> Path:
     """The one file that ``setup.py command`` makes."""
-    done = subprocess.run([sys.executable, "setup.py", "-q", command], cwd=tree, capture_output=True, text=True,
-                          env={**os.environ, **environment}, check=False)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", command],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     (path,) = (tree / "dist").iterdir()
     return path

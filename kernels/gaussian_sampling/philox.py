@@ -23,20 +23,26 @@ CHUNK_COUNTERS = 1 << 14
 def philox_words(counter: tuple[Tensor, Tensor, Tensor, int], seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit words (held in int64) per counter; ``counter`` entries broadcast, ``seed`` is int64 [1]."""
     key_0, key_1 = seed & MASK_32, (seed >> 32) & MASK_32
-    word_0, word_1, word_2, word_3 = torch.broadcast_tensors(
-        *counter[:3], torch.full_like(counter[2], counter[3]))
+    word_0, word_1, word_2, word_3 = torch.broadcast_tensors(*counter[:3], torch.full_like(counter[2], counter[3]))
     for _ in range(10):
         product_0, product_1 = word_0 * MULTIPLIER_0, word_2 * MULTIPLIER_1
         word_0, word_1, word_2, word_3 = (
-            (product_1 >> 32) & MASK_32 ^ word_1 ^ key_0, product_1 & MASK_32,
-            (product_0 >> 32) & MASK_32 ^ word_3 ^ key_1, product_0 & MASK_32,
+            (product_1 >> 32) & MASK_32 ^ word_1 ^ key_0,
+            product_1 & MASK_32,
+            (product_0 >> 32) & MASK_32 ^ word_3 ^ key_1,
+            product_0 & MASK_32,
         )
         key_0, key_1 = (key_0 + WEYL_0) & MASK_32, (key_1 + WEYL_1) & MASK_32
     return word_0, word_1, word_2, word_3
 
 
 def philox_normal_reference(
-    seed: Tensor, class_id_G: Tensor, num_samples: int, num_dims: int, stream: int = 0, sample_offset: int = 0,
+    seed: Tensor,
+    class_id_G: Tensor,
+    num_samples: int,
+    num_dims: int,
+    stream: int = 0,
+    sample_offset: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normals [G, num_samples, num_dims], computed in float64 and rounded to ``dtype``.

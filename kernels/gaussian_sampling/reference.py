@@ -60,7 +60,12 @@ def _failed(factor_CDD: Tensor, info_C: Tensor) -> Tensor:
 
 
 def sample_gaussians_reference(
-    mean_CD: Tensor, factor: Tensor, class_id_C: Tensor, num_per_class: int, seed: Tensor, sample_offset: int = 0,
+    mean_CD: Tensor,
+    factor: Tensor,
+    class_id_C: Tensor,
+    num_per_class: int,
+    seed: Tensor,
+    sample_offset: int = 0,
     normals: Callable[..., Tensor] = philox_normal_reference,
 ) -> Tensor:
     """x_ci = mean_c + L_c z_ci with z_ci the counter-based normals of (seed, class_id_c, sample_offset + i).
@@ -91,8 +96,14 @@ def correlate(mean_GD: Tensor, factor: Tensor, packed: bool, normal_GSD: Tensor,
 
 
 def sample_low_rank_reference(
-    mean_CD: Tensor, rows_CKD: Tensor, noise_scale: float, class_id_C: Tensor, num_per_class: int, seed: Tensor,
-    sample_offset: int = 0, normals: Callable[..., Tensor] = philox_normal_reference,
+    mean_CD: Tensor,
+    rows_CKD: Tensor,
+    noise_scale: float,
+    class_id_C: Tensor,
+    num_per_class: int,
+    seed: Tensor,
+    sample_offset: int = 0,
+    normals: Callable[..., Tensor] = philox_normal_reference,
 ) -> Tensor:
     """x_ci = mean_c + R_c^T z_ci + noise_scale e_ci: covariance R_c^T R_c + noise_scale^2 I, exactly.
 

@@ -56,7 +56,12 @@ def gaussian_sampling_fwd_kernel(
 
 
 def philox_normal_triton(
-    seed: Tensor, class_id_G: Tensor, num_samples: int, num_dims: int, stream: int = 0, sample_offset: int = 0,
+    seed: Tensor,
+    class_id_G: Tensor,
+    num_samples: int,
+    num_dims: int,
+    stream: int = 0,
+    sample_offset: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normals [G, num_samples, num_dims] in ``dtype``, computed in float32."""

@@ -7,9 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def merged_weight(
-    weight_OI: Tensor, lora_A_RI: Tensor, lora_B_OR: Tensor, scale: float, dtype: torch.dtype
-) -> Tensor:
+def merged_weight(weight_OI: Tensor, lora_A_RI: Tensor, lora_B_OR: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """W + s B A, summed in float32 (float64 for float64 inputs) and only then rounded to ``dtype``."""
     wide = torch.promote_types(torch.promote_types(weight_OI.dtype, lora_A_RI.dtype), torch.float32)
     return torch.addmm(weight_OI.to(wide), lora_B_OR.to(wide), lora_A_RI.to(wide), alpha=scale).to(dtype)

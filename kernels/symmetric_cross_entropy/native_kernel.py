@@ -8,7 +8,7 @@ from .. import native
 from .reference import PROBABILITY_FLOOR, REVERSE_SCALE
 
 SYMBOL = "slca_symmetric_cross_entropy"
-_function = native.function(SYMBOL, "pqipppp" "qqfffi")
+_function = native.function(SYMBOL, "pqippppqqfffi")
 
 
 def symmetric_cross_entropy_native(

@@ -117,9 +117,7 @@ def symmetric_cross_entropy_long_row_kernel(
                 e = tl.exp(z - z_max)
                 kept = tl.where(e >= floor * total, e, 0.0)
                 gradient = tl.where(column == label, label_gradient, factor * (e * shared + reverse_weight * kept))
-                tl.store(
-                    gradient_row + column, gradient.to(gradient_ptr.dtype.element_ty), mask=column < num_classes
-                )
+                tl.store(gradient_row + column, gradient.to(gradient_ptr.dtype.element_ty), mask=column < num_classes)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from .. import native
 from .reference import NORM_FLOOR
 
 SYMBOL = "slca_task_normalized_cross_entropy"
-_function = native.function(SYMBOL, "pqippppp" "qqqddi")
+_function = native.function(SYMBOL, "pqipppppqqqddi")
 
 
 def task_normalized_cross_entropy_native(

@@ -83,9 +83,7 @@ def task_normalized_cross_entropy_kernel(
             pull = tl.where(norm > 0.0, along / tl.where(norm > 0.0, norm, 1.0), 0.0)
             g = tl.where(column == label, -total_other, tl.exp((z - z_max) * inverse)) * share
             gradient = g - tl.where(inside, z, 0.0) * pull
-            tl.store(
-                gradient_ptr + row * num_classes + column, gradient.to(gradient_ptr.dtype.element_ty), mask=inside
-            )
+            tl.store(gradient_ptr + row * num_classes + column, gradient.to(gradient_ptr.dtype.element_ty), mask=inside)
 
 
 _tables: dict[tuple[tuple[int, ...], torch.device], torch.Tensor] = {}

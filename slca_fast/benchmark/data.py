@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from slca_fast.config import DataConfig
 from slca_fast.data import dali
-from slca_fast.data.datasets import open_source
 from slca_fast.data.index import ImageIndex, load_dataset
 from slca_fast.data.plan import AugmentPlan, epoch_order, train_plan
 from slca_fast.data.prepare import prepare
+from slca_fast.data.sources import open_source
 
 BASELINE = "torchvision + DataLoader"
 _BATCH = 128

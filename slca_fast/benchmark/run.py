@@ -2,33 +2,30 @@
 
 The images are made up: 10 classes of 200 training and 50 test JPEGs of about 64 px, learnt as 5 tasks of 2 classes in
 5 epochs by a ViT-tiny with patches of 8 px (65 tokens), batch 128. Compile time counts. The official way is
-``bench/official_way.py`` of the source checkout.
+``official_way.py`` beside this file.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import multiprocessing
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
+from slca_fast.benchmark import official_way
 from slca_fast.config import Config, RuntimeConfig, TasksConfig
 from slca_fast.data.prepare import prepare
 from slca_fast.embedded import write_digits
-from slca_fast.errors import UserError
 from slca_fast.experiment import run as run_experiment
-from slca_fast.presets import PRESETS
+from slca_fast.methods.presets import PRESETS
 
 METHODS = {"slca": "slca-imagenet-r-in21k", "slcapp": "slcapp-imagenet-r-in21k"}
 NUM_CLASSES, NUM_TRAIN, NUM_TEST, SIDE = 10, 200, 50, 64
@@ -37,20 +34,6 @@ NOT_TIMED = (
     "median_ms", "baseline_median_ms", "ratio", "ratio_min", "ratio_max", "achieved", "unit", "fraction_of_peak",
     "peak_memory_bytes",
 )  # fmt: skip
-
-
-def official_way() -> ModuleType:
-    """The baseline's module; raises UserError outside a source checkout."""
-    path = Path(__file__).resolve().parents[2] / "bench" / "official_way.py"
-    if not path.is_file():
-        raise UserError("the baseline, bench/official_way.py, is not installed: run the benchmark in a source checkout")
-    if "official_way" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("official_way", path)
-        module = importlib.util.module_from_spec(spec)
-        # DataLoader workers look classes up by their module's name.
-        sys.modules["official_way"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["official_way"]
 
 
 def make_images(
@@ -114,9 +97,8 @@ def contenders(method: str, images: Path, seed: int, compiled: bool) -> dict[str
     def ours(precision: str, with_compiler: bool) -> Callable[[], dict[str, Any]]:
         return lambda: run_ours(benchmark_config(method, images, seed, precision=precision, compiled=with_compiler))
 
-    official = official_way()
     found = {
-        OFFICIAL: lambda: official.run_official(benchmark_config(method, images, seed)),
+        OFFICIAL: lambda: official_way.run_official(benchmark_config(method, images, seed)),
         "fp32": ours("fp32", False),
         "bf16": ours("bf16", False),
     }
@@ -248,21 +230,19 @@ def accuracy(
 
     On the embedded digits and weights with ImageNet-R's transforms, which are the ones that the official way knows.
     """
-    official, rows = official_way(), []
+    rows = []
     with tempfile.TemporaryDirectory() as temporary:
         digits = write_digits(Path(temporary) / "digits")
         for method in methods:
             base = PRESETS[f"demo-{method}"]()
-            base = dataclasses.replace(
-                base, data=dataclasses.replace(base.data, root=str(digits), recipe="imagenet-r")
-            )
+            base = dataclasses.replace(base, data=dataclasses.replace(base.data, root=str(digits), recipe="imagenet-r"))
             last: dict[str, list[float]] = {}
             average: dict[str, list[float]] = {}
             for seed in seeds:
                 seeded = dataclasses.replace(base, seed=seed)
                 for name in (OFFICIAL, "fp32", "bf16"):
                     if name == OFFICIAL:
-                        curve = official.run_official(seeded)["accuracy_curve"]
+                        curve = official_way.run_official(seeded)["accuracy_curve"]
                     else:
                         runtime = dataclasses.replace(seeded.runtime, precision=name)
                         curve = run_ours(dataclasses.replace(seeded, runtime=runtime))["accuracy_curve"]
@@ -296,7 +276,7 @@ def machine_facts() -> dict[str, Any]:
     """Device, versions and date of a benchmark file."""
     import datetime
 
-    from slca_fast.environment import device_description, machine, pick_device, versions
+    from slca_fast.machine.environment import device_description, machine, pick_device, versions
 
     return {
         "machine": {**machine(), "device": device_description(pick_device("auto")), "torch": torch.__version__},

@@ -23,22 +23,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from slca_fast.align import align
-from slca_fast.benchmark import machine
-from slca_fast.benchmark.run import benchmark_config, cpu_seconds, make_images, official_way
+from slca_fast.benchmark import machine, official_way
+from slca_fast.benchmark.run import benchmark_config, cpu_seconds, make_images
 from slca_fast.config import Config
 from slca_fast.data.batch import Batch
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import Stream
-from slca_fast.environment import pick_device
-from slca_fast.evaluate import measure_classes
-from slca_fast.gaussians import ClassGaussians
-from slca_fast.kernels.vit_block import stack
+from slca_fast.kernels.vit_block import fused
+from slca_fast.machine.environment import pick_device
+from slca_fast.machine.float32 import fast_float32_products
+from slca_fast.methods.alignment import align
+from slca_fast.methods.class_statistics import measure_classes
+from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.attention import choose_attention
 from slca_fast.model.backbone import Backbone, autocast, build_backbone
 from slca_fast.model.head import Classifier
-from slca_fast.model.products import fast_float32_products
-from slca_fast.train import Stage1
+from slca_fast.training.stage1 import Stage1
 
 BASELINE = "official way, fp32"
 BATCH = 128
@@ -108,17 +108,17 @@ def evaluation_forward(method: str, images: Path, device: torch.device, compiled
 
 def class_statistics(method: str, images: Path, device: torch.device, compiled: bool) -> Stage:
     """From the files (or the cache that stage 1 has filled) of one task's classes to their factored Gaussians."""
-    module, config = official_way(), benchmark_config(method, images)
+    config = benchmark_config(method, images)
     learner, stream = _official_learner(config, device), _stream(config, device)
     dataset = load_dataset(config.data)
-    transform = module.test_transform(config)
+    transform = official_way.test_transform(config)
 
     def official() -> None:
         learner.means.clear(), learner.covariances.clear()
         for label in range(2):
-            one_class = module.Images(dataset.train, learner.plan, label, label + 1, transform)
+            one_class = official_way.Images(dataset.train, learner.plan, label, label + 1, transform)
             learner.measure_class(
-                DataLoader(one_class, module.STATISTICS_BATCH, num_workers=module.STATISTICS_WORKERS)
+                DataLoader(one_class, official_way.STATISTICS_BATCH, num_workers=official_way.STATISTICS_WORKERS)
             )
 
     task = stream.train(0)
@@ -137,15 +137,15 @@ def class_statistics(method: str, images: Path, device: torch.device, compiled: 
 
 def alignment(method: str, images: Path, device: torch.device, compiled: bool, test_passes: bool = True) -> Stage:
     """Stage 2 after the last of five tasks; the official way tests all images after every epoch."""
-    module, config = official_way(), benchmark_config(method, images)
+    config = benchmark_config(method, images)
     learner = _official_learner(config, device)
     dim, num_classes = learner.heads.feature_dim, len(learner.plan.task_of_label)
     gaussians = ClassGaussians(dim, ridge=config.align.ridge)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(num_classes).repeat_interleave(200)
-    features = torch.randn(len(labels), dim, generator=generator) + torch.randn(num_classes, dim, generator=generator)[
-        labels
-    ]
+    features = (
+        torch.randn(len(labels), dim, generator=generator) + torch.randn(num_classes, dim, generator=generator)[labels]
+    )
     gaussians.update(features.to(device), labels.to(device))
     gaussians.factorize()
     ridge = config.align.ridge * torch.eye(dim, dtype=torch.float64)
@@ -154,9 +154,11 @@ def alignment(method: str, images: Path, device: torch.device, compiled: bool, t
     last = learner.plan.num_tasks - 1
     for task in range(last + 1):
         learner.heads.grow(learner.plan.sizes[task], config.seed, device)
-    dataset, transform = load_dataset(config.data), module.test_transform(config)
+    dataset, transform = load_dataset(config.data), official_way.test_transform(config)
     test = DataLoader(
-        module.Images(dataset.test, learner.plan, 0, num_classes, transform), BATCH, num_workers=module.TRAIN_WORKERS
+        official_way.Images(dataset.test, learner.plan, 0, num_classes, transform),
+        BATCH,
+        num_workers=official_way.TRAIN_WORKERS,
     )
 
     def official() -> None:
@@ -300,14 +302,13 @@ def _as_a_run(device: torch.device, way: Callable[[], Any]) -> Callable[[], Any]
 
 
 def _official_learner(config: Config, device: torch.device):
-    module = official_way()
     num_classes = len(load_dataset(config.data).class_names)
-    return module.OfficialLearner(config, module.plan_of(config, num_classes), device)
+    return official_way.OfficialLearner(config, official_way.plan_of(config, num_classes), device)
 
 
 def _stream(config: Config, device: torch.device) -> Stream:
     dataset = load_dataset(config.data)
-    plan = official_way().plan_of(config, len(dataset.class_names))
+    plan = official_way.plan_of(config, len(dataset.class_names))
     return Stream(dataset, plan, config.data, config.optim.batch_size, device)
 
 
@@ -320,10 +321,10 @@ def _batch(config: Config, device: torch.device) -> Batch:
 
 def gflop_of(way: Callable[[], Any]) -> float:
     """GFLOP of one call's matrix products and attention, counted by torch and by the native library as they run."""
-    before = stack.flops()
+    before = fused.flops()
     with _uncompiled(), FlopCounterMode(display=False) as counter:
         way()
-    return (counter.get_total_flops() + stack.flops() - before) / 1e9
+    return (counter.get_total_flops() + fused.flops() - before) / 1e9
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json is not None:
         from slca_fast.benchmark.run import machine_facts
         from slca_fast.benchmark.stages import peaks
-        from slca_fast.environment import pick_device
+        from slca_fast.machine.environment import pick_device
 
         facts = machine_facts()
         facts["machine"]["measured_peaks"] = peaks(pick_device("auto"))
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _ops(options: argparse.Namespace, only: tuple[str, ...] | None, refuse: Callable[[str], Any]) -> list[dict]:
     from slca_fast.benchmark import ops
-    from slca_fast.environment import pick_device
+    from slca_fast.machine.environment import pick_device
 
     print(COLUMNS)
     try:

@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
             "DIR may also be given as --data.root DIR; without either the embedded digits are checked."
         )
         return 0
-    from slca_fast.console import observer_for
+    from slca_fast.cli.console import observer_for
     from slca_fast.data.index import load_dataset
 
     names, args = split_names(argv, ())

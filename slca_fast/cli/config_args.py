@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from slca_fast.config import Config
 from slca_fast.config_file import config_from_dict, config_to_dict, flatten
 from slca_fast.errors import UserError
-from slca_fast.presets import PRESETS
+from slca_fast.methods.presets import PRESETS
 
 _MOST_VALUES = 10_000
 KWARGS_HELP = """

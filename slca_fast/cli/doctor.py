@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 def examine() -> dict[str, dict[str, str]]:
     """Findings by topic: ``{"machine": {...}, "versions": {...}, "fast paths": {...}, "ops": {...}}``."""
-    from slca_fast.environment import device_description, pick_device, pick_precision, versions
+    from slca_fast.machine.environment import device_description, pick_device, pick_precision, versions
 
     device = pick_device("auto")
     return {
@@ -52,7 +52,7 @@ def examine() -> dict[str, dict[str, str]]:
 
 def _fast_paths(device: torch.device) -> dict[str, str]:
     from slca_fast.kernels import native
-    from slca_fast.optim import apex_optimizers, optimizer_backend
+    from slca_fast.training.optim import apex_optimizers, optimizer_backend
 
     cuda = device.type == "cuda"
     return {
@@ -71,9 +71,9 @@ def _fast_paths(device: torch.device) -> dict[str, str]:
 
 
 def _arithmetic(device: torch.device) -> dict[str, str]:
-    from slca_fast.environment import pick_compile
+    from slca_fast.machine.environment import pick_compile
+    from slca_fast.machine.float32 import float32_products_backend
     from slca_fast.model.attention import cpu_bf16_units
-    from slca_fast.model.products import float32_products_backend
 
     units = [name for name, found in cpu_bf16_units().items() if found]
     products, why = float32_products_backend(device)
@@ -88,13 +88,13 @@ def _arithmetic(device: torch.device) -> dict[str, str]:
 
 
 def _blocks(device: torch.device) -> str:
-    from slca_fast.kernels.vit_block import native_kernel, stack
+    from slca_fast.kernels.vit_block import fused, passes
 
     if device.type == "cuda":
         return "timm's modules under torch.compile; the native passes are for CPUs"
-    if reason := native_kernel.why_not():
+    if reason := passes.why_not():
         return f"timm's modules: {reason}"
-    products = {dtype: stack.why_not(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    products = {dtype: fused.why_not(dtype) for dtype in (torch.float32, torch.bfloat16)}
     return "by the native library; products: " + ", ".join(
         f"{name} {'its own' if why is None else f'of torch ({why})'}"
         for name, why in zip(("fp32", "bf16"), products.values())

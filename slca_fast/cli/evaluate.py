@@ -20,9 +20,10 @@ def main(argv: Sequence[str]) -> int:
     from slca_fast.data.index import load_dataset
     from slca_fast.data.stream import Stream
     from slca_fast.errors import UserError
-    from slca_fast.evaluate import evaluate, extract_features
-    from slca_fast.model.products import fast_float32_products
-    from slca_fast.trained import load_run
+    from slca_fast.machine.float32 import fast_float32_products
+    from slca_fast.runs.trained import load_run
+    from slca_fast.training.evaluation import evaluate
+    from slca_fast.training.features import extract_features
 
     model = load_run(options.run, options.device)
     config = model.config

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder")
     options = parser.parse_args(argv)
     from slca_fast.export import export_peft, export_timm
-    from slca_fast.trained import load_run
+    from slca_fast.runs.trained import load_run
 
     write = export_timm if options.format == "timm" else export_peft
     for path in write(load_run(options.run, "cpu"), options.to):

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if options.top_k < 1:
         raise UserError(f"--top-k is {options.top_k}: give at least 1")
     files = list(_files(options.paths))
-    from slca_fast.trained import load_run, predict
+    from slca_fast.runs.trained import load_run, predict
 
     for prediction in predict(load_run(options.run, options.device), files, options.top_k):
         best = list(zip(prediction.classes, prediction.probabilities))

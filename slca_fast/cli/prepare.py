@@ -14,18 +14,21 @@ from slca_fast.errors import UserError
 
 def main(argv: Sequence[str]) -> int:
     """Prepares one data set; an interrupted call is finished by the same call."""
-    from slca_fast.console import observer_for
+    from slca_fast.cli.console import observer_for
     from slca_fast.data.prepare import DATASETS, prepare
 
     if not argv or argv[0] in ("--help", "-h"):
-        print(f"usage: slca-fast prepare {{{','.join(DATASETS)}}} --source PATH --root DIR [options]\n\n"
-              "PATH is the folder or archive as downloaded (synthetic needs none); DIR becomes train/ and test/.\n"
-              "slca-fast prepare DATASET --help lists the options of one data set.")
+        print(
+            f"usage: slca-fast prepare {{{','.join(DATASETS)}}} --source PATH --root DIR [options]\n\n"
+            "PATH is the folder or archive as downloaded (synthetic needs none); DIR becomes train/ and test/.\n"
+            "slca-fast prepare DATASET --help lists the options of one data set."
+        )
         return 0
     name = argv[0]
     if name not in DATASETS:
-        raise UserError(f"prepare knows no data set {name!r}{did_you_mean(name, list(DATASETS))}; it knows "
-                        f"{', '.join(DATASETS)}")
+        raise UserError(
+            f"prepare knows no data set {name!r}{did_you_mean(name, list(DATASETS))}; it knows {', '.join(DATASETS)}"
+        )
     parser = ArgumentParser(prog=f"slca-fast prepare {name}", exit_on_error=False)
     if name != "synthetic":
         parser.add_argument("--source", type=str, help="folder or archive as downloaded")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from slca_fast.cli.config_args import did_you_mean
 from slca_fast.errors import UserError
-from slca_fast.presets import PRESETS, describe
+from slca_fast.methods.presets import PRESETS, describe
 
 
 def main(argv: Sequence[str]) -> int:

@@ -103,12 +103,12 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from slca_fast.console import observer_for
-    from slca_fast.distributed import join_ranks, restarted
-    from slca_fast.environment import pick_device
+    from slca_fast.cli.console import observer_for
     from slca_fast.experiment import Interrupted, run
-    from slca_fast.progress import Observer
-    from slca_fast.report import comparison_table, write_report
+    from slca_fast.machine.environment import pick_device
+    from slca_fast.machine.ranks import join_ranks, restarted
+    from slca_fast.report.pages import comparison_table, write_report
+    from slca_fast.runs.observer import Observer
 
     ranks = join_ranks(any(pick_device(config.runtime.device).type == "cuda" for _, config in runs))
     console = Console(stderr=False)
@@ -123,7 +123,7 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
         prefix = f"[{source.name} seed {config.seed}] " if len(runs) > 1 else ""
         observer = observer_for(console, prefix, config.optim.epochs) if ranks.is_first else Observer()
         if options.profile:
-            from slca_fast.profiling import ProfilingObserver
+            from slca_fast.cli.profiling import ProfilingObserver
 
             observer = ProfilingObserver(observer)
         with stop:
@@ -163,7 +163,7 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
 
 def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bool]:
     """Whether each run is continued; raises UserError, before the first of them, for folders that forbid it."""
-    from slca_fast.run_folder import begun, require_free
+    from slca_fast.runs.folder import begun, require_free
 
     folders = [Path(config.output) for config in configs]
     if not resumed:
@@ -176,7 +176,7 @@ def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bo
 
 
 def _compare(done: list[Path], console: Console, comparison_table) -> None:
-    from slca_fast.report import compare_runs
+    from slca_fast.report.pages import compare_runs
 
     console.print(comparison_table(done))
     parent = Path(os.path.commonpath(done))

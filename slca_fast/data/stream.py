@@ -10,9 +10,9 @@ import torch
 
 from slca_fast.config import DataConfig
 from slca_fast.data.batch import Batch, PlanOf, Source
-from slca_fast.data.datasets import open_source
 from slca_fast.data.index import ImageDataset, ImageIndex, Problem
 from slca_fast.data.plan import AugmentPlan, epoch_order, test_plan, train_plan
+from slca_fast.data.sources import open_source
 from slca_fast.tasks import TaskPlan
 
 

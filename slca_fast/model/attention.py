@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slca_fast.files import replace_json
-from slca_fast.model.fast_vit import set_attention
+from slca_fast.model.class_token import set_attention
 
 # Implementations by device; bmm: two batched products and a softmax; sdpa: torch's own choice.
 CANDIDATES = {"cpu": ("bmm", "sdpa"), "cuda": ("cudnn", "flash", "sdpa", "bmm")}

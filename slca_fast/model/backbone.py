@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError
-from slca_fast.model import cpu_blocks, fast_vit
+from slca_fast.model import class_token
 from slca_fast.model.attention import AttentionChoice, choose_attention
+from slca_fast.model.cpu import stack as cpu_stack
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 
@@ -35,10 +36,10 @@ class Backbone(nn.Module):
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
         self.vit = vit
-        self.plain_reason = fast_vit.why_not(vit)
+        self.plain_reason = class_token.why_not(vit)
         """Why timm's own forward runs instead of the one with a class-token-only last block; None if it does not."""
         self.attention = AttentionChoice("sdpa", "torch's default")
-        self.native_blocks: cpu_blocks.NativeBlocks | None = None
+        self.native_blocks: cpu_stack.NativeBlocks | None = None
         """Runs the blocks where ``use_native_blocks`` found that it can."""
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._num_rows: dict[bool, int] = {}
@@ -80,9 +81,9 @@ class Backbone(nn.Module):
         self.native_blocks, reason = None, self.why_no_native_blocks(self.attention.name)
         if reason is None:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            why_torch = cpu_blocks.why_torch_multiplies(self.vit.blocks, dtype)
+            why_torch = cpu_stack.why_torch_multiplies(self.vit.blocks, dtype)
             products = "native" if own_products and why_torch is None else "torch"
-            self.native_blocks = cpu_blocks.NativeBlocks(dtype, products)
+            self.native_blocks = cpu_stack.NativeBlocks(dtype, products)
         return reason
 
     @property
@@ -98,7 +99,7 @@ class Backbone(nn.Module):
             return self.plain_reason
         if attention != "bmm":
             return f"attention is {attention}, and they know bmm alone"
-        return cpu_blocks.why_not(self.vit.blocks)
+        return cpu_stack.why_not(self.vit.blocks)
 
     def part_size(self, num_images: int) -> int:
         """How many of ``num_images`` to pass at once, forward and backward; at least 1."""
@@ -136,9 +137,9 @@ class Backbone(nn.Module):
 
     def _features(self, images: Tensor) -> Tensor:
         if self.plain_reason is None:
-            run = fast_vit.first_token if self.native_blocks is None else self.native_blocks.first_token
-            return fast_vit.class_token_features(self.vit, images, run)
-        return fast_vit.plain_features(self.vit, images)
+            run = class_token.first_token if self.native_blocks is None else self.native_blocks.first_token
+            return class_token.class_token_features(self.vit, images, run)
+        return class_token.plain_features(self.vit, images)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

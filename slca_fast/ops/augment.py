@@ -154,12 +154,10 @@ def _check_values(num_bytes, offset_N, height_N, width_N, box_N4, clip_N4, brigh
     # in float32, so that an overhang in the last bit of a computed float64 box passes
     from_N2, to_N2 = ((box_N4[:, part] - low_N2).float() for part in (slice(0, 2), slice(2, 4)))
     checks = {
-        "images must lie inside the pixel buffer": (
-            (offset_N >= 0) & (end_N <= num_bytes) & (extent_N2 > 0).all(1)
+        "images must lie inside the pixel buffer": ((offset_N >= 0) & (end_N <= num_bytes) & (extent_N2 > 0).all(1)),
+        "clip must be a rectangle inside the image": ((low_N2 >= 0) & (low_N2 < high_N2) & (high_N2 <= extent_N2)).all(
+            1
         ),
-        "clip must be a rectangle inside the image": (
-            (low_N2 >= 0) & (low_N2 < high_N2) & (high_N2 <= extent_N2)
-        ).all(1),
         "box must be a rectangle inside clip": (
             (from_N2 >= 0) & (box_N4[:, :2] < box_N4[:, 2:]) & (to_N2 <= high_N2 - low_N2)
         ).all(1),

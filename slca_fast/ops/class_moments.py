@@ -61,22 +61,28 @@ def class_moments(
         raise ValueError(f"input_precision must be 'ieee' or 'tf32x3', got {input_precision!r}")
     wide = torch.float64 in (accumulate_dtype, features_ND.dtype)
     chosen = choose_backend(
-        "class_moments", backend, features_ND.device,
+        "class_moments",
+        backend,
+        features_ND.device,
         triton=triton_runtime.why_not(features_ND.device.type)
         or ("it accumulates in float32; float64 takes the reference" if wide else None),
     )
     # int64: a narrow dtype may not hold the bounds 0 .. C that the backends search for
-    return Moments(*_class_moments(features_ND.detach(), labels_N.long(), num_classes, chosen, accumulate_dtype,
-                                   input_precision))
+    return Moments(
+        *_class_moments(features_ND.detach(), labels_N.long(), num_classes, chosen, accumulate_dtype, input_precision)
+    )
 
 
 def _validate(features_ND: Tensor, labels_N: Tensor, num_classes: int, accumulate_dtype: torch.dtype) -> None:
     if features_ND.ndim != 2 or not features_ND.is_floating_point():
-        raise ValueError(f"features_ND must be a floating-point matrix [N, D], got {features_ND.dtype} of shape "
-                         f"{tuple(features_ND.shape)}")
+        raise ValueError(
+            f"features_ND must be a floating-point matrix [N, D], got {features_ND.dtype} of shape "
+            f"{tuple(features_ND.shape)}"
+        )
     if labels_N.shape != features_ND.shape[:1]:
-        raise ValueError(f"labels_N must have shape ({features_ND.shape[0]},) like features_ND's rows, got "
-                         f"{tuple(labels_N.shape)}")
+        raise ValueError(
+            f"labels_N must have shape ({features_ND.shape[0]},) like features_ND's rows, got {tuple(labels_N.shape)}"
+        )
     if labels_N.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise ValueError(f"labels_N must be integers, got {labels_N.dtype}")
     if labels_N.device != features_ND.device:
@@ -89,7 +95,11 @@ def _validate(features_ND: Tensor, labels_N: Tensor, num_classes: int, accumulat
 
 @torch.library.custom_op("slca_fast::class_moments", mutates_args=())
 def _class_moments(
-    features_ND: Tensor, labels_N: Tensor, num_classes: int, backend: str, accumulate_dtype: torch.dtype,
+    features_ND: Tensor,
+    labels_N: Tensor,
+    num_classes: int,
+    backend: str,
+    accumulate_dtype: torch.dtype,
     input_precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backend == "triton":
@@ -104,9 +114,11 @@ def _class_moments(
 @_class_moments.register_fake
 def _(features_ND, labels_N, num_classes, backend, accumulate_dtype, input_precision):
     dim = features_ND.shape[1]
-    return (features_ND.new_empty(num_classes, dtype=torch.int64),
-            features_ND.new_empty(num_classes, dim, dtype=accumulate_dtype),
-            features_ND.new_empty(num_classes, dim, dim, dtype=accumulate_dtype))
+    return (
+        features_ND.new_empty(num_classes, dtype=torch.int64),
+        features_ND.new_empty(num_classes, dim, dtype=accumulate_dtype),
+        features_ND.new_empty(num_classes, dim, dim, dtype=accumulate_dtype),
+    )
 
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
@@ -131,8 +143,12 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     generator = torch.Generator().manual_seed(7)
     for label, num_rows, dim, num_classes in (
-        ("ragged", 67, 19, 5), ("empty-classes", 40, 33, 11), ("one-row", 1, 8, 3), ("no-rows", 0, 5, 4),
-        ("one-class", 30, 16, 1), ("one-column", 23, 1, 3),
+        ("ragged", 67, 19, 5),
+        ("empty-classes", 40, 33, 11),
+        ("one-row", 1, 8, 3),
+        ("no-rows", 0, 5, 4),
+        ("one-class", 30, 16, 1),
+        ("one-column", 23, 1, 3),
     ):
         features_ND = torch.randn(num_rows, dim, generator=generator) + 3
         labels_N = (torch.randint(0, max(num_classes, 1), (num_rows,), generator=generator) ** 2) % num_classes
@@ -140,8 +156,9 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         for accumulate_dtype in (torch.float32, torch.float64):
             if torch.promote_types(dtype, accumulate_dtype) == accumulate_dtype:
                 short = str(accumulate_dtype).removeprefix("torch.")
-                yield Sample(f"{label}-{num_rows}x{dim}x{num_classes}-{short}", args,
-                             {"accumulate_dtype": accumulate_dtype})
+                yield Sample(
+                    f"{label}-{num_rows}x{dim}x{num_classes}-{short}", args, {"accumulate_dtype": accumulate_dtype}
+                )
 
 
 def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
@@ -149,8 +166,11 @@ def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sam
         features_ND = torch.randn(num_classes * per_class, dim, device=device, dtype=dtype)
         labels_N = torch.arange(num_classes, device=device).repeat(per_class)
         for accumulate_dtype in (torch.float32, torch.float64):
-            yield Sample(f"{num_classes}x{per_class}x{dim} {accumulate_dtype}", (features_ND, labels_N, num_classes),
-                         {"accumulate_dtype": accumulate_dtype})
+            yield Sample(
+                f"{num_classes}x{per_class}x{dim} {accumulate_dtype}",
+                (features_ND, labels_N, num_classes),
+                {"accumulate_dtype": accumulate_dtype},
+            )
 
 
 def _torch_cov(features_ND: Tensor, labels_N: Tensor, num_classes: int, **_: object) -> list[Tensor]:
@@ -158,14 +178,16 @@ def _torch_cov(features_ND: Tensor, labels_N: Tensor, num_classes: int, **_: obj
     return [torch.cov(features_ND[labels_N == c].double().T) for c in range(num_classes)]
 
 
-register(OpSpec(
-    name="class_moments",
-    function=class_moments,
-    reference=class_moments_reference,
-    backends={"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
-    samples=_samples,
-    benchmark_samples=_benchmark_samples,
-    bytes_moved=lambda s: s.args[0].nbytes + s.args[2] * s.args[0].shape[1] ** 2 * 8,
-    flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
-    baselines={"torch.cov": _torch_cov},
-))
+register(
+    OpSpec(
+        name="class_moments",
+        function=class_moments,
+        reference=class_moments_reference,
+        backends={"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
+        samples=_samples,
+        benchmark_samples=_benchmark_samples,
+        bytes_moved=lambda s: s.args[0].nbytes + s.args[2] * s.args[0].shape[1] ** 2 * 8,
+        flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
+        baselines={"torch.cov": _torch_cov},
+    )
+)

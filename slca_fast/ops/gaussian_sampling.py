@@ -21,9 +21,7 @@ from slca_fast.ops.registry import OpSpec, Sample, choose_backend, register
 __all__ = ["cholesky_factor", "pack_lower", "sample_gaussians", "sample_low_rank", "unpack_lower"]
 
 
-def cholesky_factor(
-    covariance_CDD: Tensor, ridge: float = 1e-4, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def cholesky_factor(covariance_CDD: Tensor, ridge: float = 1e-4, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Factors L_c L_c^T = Sigma_c + (ridge + added_c) I of all classes in one batch. Not differentiable.
 
     A matrix that does not factorise climbs a ladder of extra ridge, 1e-8 to 1 times its mean diagonal, x10 a
@@ -85,18 +83,31 @@ def sample_gaussians(
     is_packed(factor, mean_CD.shape[1])
     chosen = _choose("gaussian_sampling", backend, mean_CD)
     class_id_C = _class_ids(class_id_C, mean_CD)
-    return _sample_gaussians(mean_CD.detach(), factor.detach(), class_id_C, num_per_class,
-                             _seed_tensor(seed, mean_CD.device), sample_offset, chosen)
+    return _sample_gaussians(
+        mean_CD.detach(),
+        factor.detach(),
+        class_id_C,
+        num_per_class,
+        _seed_tensor(seed, mean_CD.device),
+        sample_offset,
+        chosen,
+    )
 
 
 @torch.library.custom_op("slca_fast::sample_gaussians", mutates_args=())
 def _sample_gaussians(
-    mean_CD: Tensor, factor: Tensor, class_id_C: Tensor, num_per_class: int, seed: Tensor, sample_offset: int,
+    mean_CD: Tensor,
+    factor: Tensor,
+    class_id_C: Tensor,
+    num_per_class: int,
+    seed: Tensor,
+    sample_offset: int,
     backend: str,
 ) -> Tensor:
     with torch.autocast(mean_CD.device.type, enabled=False):
-        return sample_gaussians_reference(mean_CD, factor, class_id_C, num_per_class, seed, sample_offset,
-                                          _normals(backend))
+        return sample_gaussians_reference(
+            mean_CD, factor, class_id_C, num_per_class, seed, sample_offset, _normals(backend)
+        )
 
 
 @_sample_gaussians.register_fake
@@ -127,18 +138,33 @@ def sample_low_rank(
         raise ValueError(f"noise_scale must be >= 0, got {noise_scale}")
     chosen = _choose("low_rank_sampling", backend, mean_CD)
     class_id_C = _class_ids(class_id_C, mean_CD)
-    return _sample_low_rank(mean_CD.detach(), rows_CKD.detach(), float(noise_scale), class_id_C, num_per_class,
-                            _seed_tensor(seed, mean_CD.device), sample_offset, chosen)
+    return _sample_low_rank(
+        mean_CD.detach(),
+        rows_CKD.detach(),
+        float(noise_scale),
+        class_id_C,
+        num_per_class,
+        _seed_tensor(seed, mean_CD.device),
+        sample_offset,
+        chosen,
+    )
 
 
 @torch.library.custom_op("slca_fast::sample_low_rank", mutates_args=())
 def _sample_low_rank(
-    mean_CD: Tensor, rows_CKD: Tensor, noise_scale: float, class_id_C: Tensor, num_per_class: int, seed:
-    Tensor, sample_offset: int, backend: str,
+    mean_CD: Tensor,
+    rows_CKD: Tensor,
+    noise_scale: float,
+    class_id_C: Tensor,
+    num_per_class: int,
+    seed: Tensor,
+    sample_offset: int,
+    backend: str,
 ) -> Tensor:
     with torch.autocast(mean_CD.device.type, enabled=False):
-        return sample_low_rank_reference(mean_CD, rows_CKD, noise_scale, class_id_C, num_per_class, seed,
-                                         sample_offset, _normals(backend))
+        return sample_low_rank_reference(
+            mean_CD, rows_CKD, noise_scale, class_id_C, num_per_class, seed, sample_offset, _normals(backend)
+        )
 
 
 @_sample_low_rank.register_fake
@@ -149,8 +175,11 @@ def _(mean_CD, rows_CKD, noise_scale, class_id_C, num_per_class, seed, sample_of
 def _choose(name: str, backend: str, mean_CD: Tensor) -> str:
     single = None if mean_CD.dtype == torch.float32 else "its normals are float32; float64 takes the reference"
     return choose_backend(
-        name, backend, mean_CD.device,
-        native=native.why_not(SYMBOL) or single, triton=triton_runtime.why_not(mean_CD.device.type) or single,
+        name,
+        backend,
+        mean_CD.device,
+        native=native.why_not(SYMBOL) or single,
+        triton=triton_runtime.why_not(mean_CD.device.type) or single,
     )
 
 
@@ -168,14 +197,18 @@ def _normals(backend: str) -> Callable[..., Tensor]:
 
 def _validate(mean_CD: Tensor, factor: Tensor, num_per_class: int, sample_offset: int) -> None:
     if mean_CD.ndim != 2 or mean_CD.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"mean_CD must be [C, D] of float32 or float64, got {mean_CD.dtype} of shape "
-                         f"{tuple(mean_CD.shape)}")
+        raise ValueError(
+            f"mean_CD must be [C, D] of float32 or float64, got {mean_CD.dtype} of shape {tuple(mean_CD.shape)}"
+        )
     if factor.ndim != 3 or factor.shape[0] != mean_CD.shape[0]:
-        raise ValueError(f"the factor must have one matrix for each of {mean_CD.shape[0]} classes, got shape "
-                         f"{tuple(factor.shape)}")
+        raise ValueError(
+            f"the factor must have one matrix for each of {mean_CD.shape[0]} classes, got shape {tuple(factor.shape)}"
+        )
     if factor.dtype != mean_CD.dtype or factor.device != mean_CD.device:
-        raise ValueError(f"mean_CD is {mean_CD.dtype} on {mean_CD.device}, the factor {factor.dtype} on "
-                         f"{factor.device}; make them alike")
+        raise ValueError(
+            f"mean_CD is {mean_CD.dtype} on {mean_CD.device}, the factor {factor.dtype} on "
+            f"{factor.device}; make them alike"
+        )
     if num_per_class < 0 or sample_offset < 0:
         raise ValueError(f"num_per_class and sample_offset must be >= 0, got {num_per_class} and {sample_offset}")
 
@@ -184,8 +217,10 @@ def _class_ids(class_id_C: Tensor | None, mean_CD: Tensor) -> Tensor:
     if class_id_C is None:
         return torch.arange(mean_CD.shape[0], device=mean_CD.device)
     if class_id_C.shape != mean_CD.shape[:1] or class_id_C.dtype != torch.int64:
-        raise ValueError(f"class_id_C must be int64 of shape ({mean_CD.shape[0]},), got {class_id_C.dtype} of shape "
-                         f"{tuple(class_id_C.shape)}")
+        raise ValueError(
+            f"class_id_C must be int64 of shape ({mean_CD.shape[0]},), got {class_id_C.dtype} of shape "
+            f"{tuple(class_id_C.shape)}"
+        )
     return class_id_C.to(mean_CD.device)
 
 
@@ -252,43 +287,58 @@ def _torch_cholesky(covariance_CDD: Tensor, ridge: float, **_: object) -> Tensor
     return torch.linalg.cholesky(covariance_CDD + ridge * torch.eye(covariance_CDD.shape[-1]).to(covariance_CDD))
 
 
-register(OpSpec(
-    name="cholesky_factor",
-    function=cholesky_factor,
-    reference=cholesky_factor_reference,
-    backends={"cpu": ("reference",), "cuda": ("reference",)},
-    samples=_factor_samples,
-    benchmark_samples=_factor_benchmark,
-    dtypes=(torch.float32, torch.float64),
-    bytes_moved=lambda s: 2 * s.args[0].nbytes,
-    flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] ** 3 // 3,
-    baselines={"torch.linalg.cholesky": _torch_cholesky},
-))
+register(
+    OpSpec(
+        name="cholesky_factor",
+        function=cholesky_factor,
+        reference=cholesky_factor_reference,
+        backends={"cpu": ("reference",), "cuda": ("reference",)},
+        samples=_factor_samples,
+        benchmark_samples=_factor_benchmark,
+        dtypes=(torch.float32, torch.float64),
+        bytes_moved=lambda s: 2 * s.args[0].nbytes,
+        flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] ** 3 // 3,
+        baselines={"torch.linalg.cholesky": _torch_cholesky},
+    )
+)
 
-register(OpSpec(
-    name="gaussian_sampling",
-    function=sample_gaussians,
-    reference=lambda mean_CD, factor, num_per_class, seed: sample_gaussians_reference(
-        mean_CD, factor, torch.arange(len(mean_CD), device=mean_CD.device), num_per_class,
-        _seed_tensor(seed, mean_CD.device)),
-    backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
-    samples=_draw_samples,
-    benchmark_samples=_draw_benchmark,
-    dtypes=(torch.float32, torch.float64),
-    bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[2] + 1),
-    flops=lambda s: s.args[0].shape[0] * s.args[2] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
-))
+register(
+    OpSpec(
+        name="gaussian_sampling",
+        function=sample_gaussians,
+        reference=lambda mean_CD, factor, num_per_class, seed: sample_gaussians_reference(
+            mean_CD,
+            factor,
+            torch.arange(len(mean_CD), device=mean_CD.device),
+            num_per_class,
+            _seed_tensor(seed, mean_CD.device),
+        ),
+        backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
+        samples=_draw_samples,
+        benchmark_samples=_draw_benchmark,
+        dtypes=(torch.float32, torch.float64),
+        bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[2] + 1),
+        flops=lambda s: s.args[0].shape[0] * s.args[2] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
+    )
+)
 
-register(OpSpec(
-    name="low_rank_sampling",
-    function=sample_low_rank,
-    reference=lambda mean_CD, rows_CKD, noise_scale, num_per_class, seed: sample_low_rank_reference(
-        mean_CD, rows_CKD, noise_scale, torch.arange(len(mean_CD), device=mean_CD.device), num_per_class,
-        _seed_tensor(seed, mean_CD.device)),
-    backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
-    samples=_low_rank_samples,
-    benchmark_samples=_low_rank_benchmark,
-    dtypes=(torch.float32, torch.float64),
-    bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[3] + 1),
-    flops=lambda s: 2 * s.args[1].numel() * s.args[3],
-))
+register(
+    OpSpec(
+        name="low_rank_sampling",
+        function=sample_low_rank,
+        reference=lambda mean_CD, rows_CKD, noise_scale, num_per_class, seed: sample_low_rank_reference(
+            mean_CD,
+            rows_CKD,
+            noise_scale,
+            torch.arange(len(mean_CD), device=mean_CD.device),
+            num_per_class,
+            _seed_tensor(seed, mean_CD.device),
+        ),
+        backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
+        samples=_low_rank_samples,
+        benchmark_samples=_low_rank_benchmark,
+        dtypes=(torch.float32, torch.float64),
+        bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[3] + 1),
+        flops=lambda s: 2 * s.args[1].numel() * s.args[3],
+    )
+)

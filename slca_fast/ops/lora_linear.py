@@ -164,9 +164,7 @@ def _check(x, weight_OI, bias_O, lora_A_RI, lora_B_OR, form) -> None:
     if lora_A_RI.dim() != 2 or lora_A_RI.shape[1] != num_in:
         raise ValueError(f"lora_linear: lora_A must be [rank, {num_in}], got shape {tuple(lora_A_RI.shape)}")
     if lora_B_OR.shape != (num_out, lora_A_RI.shape[0]):
-        raise ValueError(
-            f"lora_linear: lora_B must be [{num_out}, {lora_A_RI.shape[0]}], got {tuple(lora_B_OR.shape)}"
-        )
+        raise ValueError(f"lora_linear: lora_B must be [{num_out}, {lora_A_RI.shape[0]}], got {tuple(lora_B_OR.shape)}")
     named = {"x": x, "weight": weight_OI, "bias": bias_O, "lora_A": lora_A_RI, "lora_B": lora_B_OR}
     for name, tensor in named.items():
         if tensor is None:

@@ -153,9 +153,7 @@ def validate_weight(name: str, row_weight_B: torch.Tensor, logits_BC: torch.Tens
     """Raises ValueError unless the row weights are a floating constant [B] on the logits' device."""
     _require_tensor(name, "row_weight_B", row_weight_B)
     if row_weight_B.shape != logits_BC.shape[:1]:
-        raise ValueError(
-            f"{name}: row_weight_B must be [{logits_BC.shape[0]}], got shape {list(row_weight_B.shape)}"
-        )
+        raise ValueError(f"{name}: row_weight_B must be [{logits_BC.shape[0]}], got shape {list(row_weight_B.shape)}")
     if not row_weight_B.dtype.is_floating_point:
         raise ValueError(f"{name}: row_weight_B must be floating point, got {row_weight_B.dtype}")
     if row_weight_B.device != logits_BC.device:

@@ -97,9 +97,7 @@ def _native(
         return symmetric_cross_entropy_native(logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient)
 
 
-_OPS = row_loss.define(
-    "symmetric_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native}
-)
+_OPS = row_loss.define("symmetric_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native})
 
 
 def _logits(num_rows: int, num_classes: int, device: torch.device, dtype: torch.dtype, spread: float) -> torch.Tensor:

@@ -97,9 +97,7 @@ def _triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from ..kernels.task_normalized_cross_entropy.triton_kernel import task_normalized_cross_entropy_triton
 
-    return task_normalized_cross_entropy_triton(
-        logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient
-    )
+    return task_normalized_cross_entropy_triton(logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient)
 
 
 def _native(
@@ -116,9 +114,7 @@ def _native(
         )
 
 
-_OPS = row_loss.define(
-    "task_normalized_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native}
-)
+_OPS = row_loss.define("task_normalized_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native})
 
 
 def _sample(sizes: Sequence[int], num_rows: int, device: torch.device, dtype: torch.dtype) -> tuple:

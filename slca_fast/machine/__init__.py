@@ -1,0 +1,1 @@
+"""The machine a run executes on: device, arithmetic, process, ranks."""

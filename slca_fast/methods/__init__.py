@@ -1,0 +1,1 @@
+"""What is learnt between and after the tasks: methods, their memory and their presets."""

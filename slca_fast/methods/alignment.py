@@ -1,0 +1,175 @@
+"""Stage 2: classifier alignment on features sampled from the class Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slca_fast.config import AlignConfig
+from slca_fast.methods.alignment_steps import AlignmentSteps
+from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.model.head import LinearClassifier
+from slca_fast.training.optim import cosine
+
+# SLCA++: r ~ U(mu - 0.01, mu + 0.01), wherever the range of feature_scale is drawn.
+SCALE_HALF_WIDTH = 0.01
+# Keeps a task's samples independent of its head's first weights, which the same seed and task decide.
+ALIGN_STREAM = 1 << 16
+
+
+def align_classifier(
+    weight_CD: Tensor,
+    bias_C: Tensor,
+    gaussians: ClassGaussians,
+    task_sizes: Sequence[int],
+    *,
+    epochs: int = 5,
+    samples_per_class: int = 256,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    temperature: float = 0.1,
+    feature_scale: float = 0.0,
+    mean_scaling: bool = False,
+    fold: bool = False,
+    generator: torch.Generator | None = None,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> tuple[Tensor, Tensor]:
+    """Aligns all heads on sampled features and returns new ``(weight [C, D], bias [C])``; the inputs stay as they are.
+
+    weight_CD, bias_C: floating point; the results have their dtypes and devices, computed in float32.
+
+    ``task_sizes`` cuts the C classes into the tasks in which they arrived; the last task is the current one t.
+    Every epoch draws ``samples_per_class`` features of each class from its Gaussian, shuffles them and makes one pass
+    of C SGD steps with the task-normalized cross-entropy (SLCA Sec. 4.2; SLCA++ Sec. 4.3). ``mean_scaling`` is SLCA's
+    scaling of the class means by 0.9 + 0.1 (t_c + 1)/(t + 1), ``feature_scale`` SLCA++'s random shrinking of old
+    tasks' samples; they exclude each other. ``fold`` multiplies the weights of head k by SLCA++'s inference scale,
+    1 + feature_scale (t - k), so that plain logits are the scaled ones; do not align such weights again.
+    ``generator`` may be on any device. ``on_epoch`` is told each epoch's mean loss. Raises ValueError for shapes that
+    do not fit and settings out of range.
+    """
+    _validate_heads(weight_CD, bias_C, task_sizes)
+    _validate_settings(epochs, samples_per_class, temperature, feature_scale, mean_scaling)
+    num_classes, dim = weight_CD.shape
+    if gaussians.feature_dim != dim:
+        raise ValueError(f"the Gaussians have width {gaussians.feature_dim} but weight has {dim} columns")
+    if len(gaussians.counts) != num_classes:
+        raise ValueError(f"there are Gaussians for {len(gaussians.counts)} classes but weight has {num_classes} rows")
+    age_C = torch.as_tensor(task_age(task_sizes), dtype=torch.float32)
+    num_tasks = len(task_sizes)
+    mean_scale_C = 0.9 + 0.1 * (num_tasks - age_C) / num_tasks if mean_scaling else None
+    age_S = age_C.repeat_interleave(samples_per_class)
+
+    steps = AlignmentSteps(
+        weight_CD,
+        bias_C,
+        task_sizes,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        temperature=temperature,
+        batch_size=samples_per_class,
+    )
+    for epoch in range(epochs):
+        features, labels = gaussians.sample(samples_per_class, generator=generator, mean_scale_C=mean_scale_C)
+        if feature_scale > 0:
+            features = features * old_task_shrink(age_S, feature_scale, generator).to(features)[:, None]
+        order = torch.randperm(len(labels), generator=generator, device=_device(generator)).to(labels.device)
+        loss = steps.run_epoch(features[order], labels[order], cosine(lr, 0.0, epoch, epochs))
+        on_epoch(epoch, loss)
+    aligned = LinearClassifier(steps.weight_CD, steps.bias_C, tuple(task_sizes))
+    if fold:
+        aligned = aligned.folded(feature_scale)
+    return aligned.weight_CD.to(weight_CD.dtype), aligned.bias_C.to(bias_C.dtype)
+
+
+def _validate_heads(weight_CD: Tensor, bias_C: Tensor, task_sizes: Sequence[int]) -> None:
+    if not isinstance(weight_CD, Tensor) or weight_CD.dim() != 2 or not weight_CD.is_floating_point():
+        raise ValueError(f"weight must be a floating-point tensor [C, D], got {_described(weight_CD)}")
+    num_classes = weight_CD.shape[0]
+    if not isinstance(bias_C, Tensor) or bias_C.shape != (num_classes,) or not bias_C.is_floating_point():
+        raise ValueError(
+            f"bias must be a floating-point tensor [{num_classes}], got {_described(bias_C)}; "
+            "pass zeros for heads without one"
+        )
+    if bias_C.device != weight_CD.device:
+        raise ValueError(f"weight is on {weight_CD.device}, bias on {bias_C.device}; move one of them")
+    if min(task_sizes, default=0) < 1:
+        raise ValueError(f"task_sizes must be numbers >= 1, got {list(task_sizes)}")
+    if sum(task_sizes) != num_classes:
+        raise ValueError(f"task_sizes {list(task_sizes)} sum to {sum(task_sizes)} but weight has {num_classes} rows")
+
+
+def _validate_settings(
+    epochs: int, samples_per_class: int, temperature: float, feature_scale: float, mean_scaling: bool
+) -> None:
+    if epochs < 0:
+        raise ValueError(f"epochs must be >= 0, got {epochs}")
+    if samples_per_class < 1:
+        raise ValueError(f"samples_per_class must be >= 1, got {samples_per_class}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if not feature_scale >= 0:
+        raise ValueError(f"feature_scale must be >= 0, got {feature_scale}")
+    if mean_scaling and feature_scale > 0:
+        raise ValueError(
+            f"mean_scaling (SLCA) and feature_scale (SLCA++), here {feature_scale}, exclude each other; turn one off"
+        )
+
+
+def _described(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
+
+
+def task_age(task_sizes: Sequence[int]) -> np.ndarray:
+    """For every class the number of tasks since its own, ``t - t_c``, by the true task boundaries; int64 ``[C]``."""
+    return len(task_sizes) - 1 - np.repeat(np.arange(len(task_sizes)), task_sizes)
+
+
+def old_task_shrink(age_S: Tensor, feature_scale: float, generator: torch.Generator | None = None) -> Tensor:
+    """SLCA++'s factor of every sample, ``1 / (1 + r (t - t_c))`` with ``r ~ U(mu - 0.01, mu + 0.01)``; ``[S]``."""
+    uniform_S = torch.rand(len(age_S), generator=generator, device=_device(generator)).to(age_S.device)
+    r_S = feature_scale + SCALE_HALF_WIDTH * (2 * uniform_S - 1)
+    return 1 / (1 + r_S * age_S)
+
+
+def align(
+    classifier: LinearClassifier,
+    gaussians: ClassGaussians,
+    config: AlignConfig,
+    weight_decay: float,
+    seed: int,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> LinearClassifier:
+    """The aligned classifier for evaluation after the current task: a new value with the inference scales folded in.
+
+    The samples depend on ``seed`` and the number of tasks only. The first task needs no alignment.
+    """
+    task = len(classifier.task_sizes) - 1
+    if config.epochs == 0 or task == 0:
+        return classifier
+    generator = torch.Generator().manual_seed((seed << 20) + ALIGN_STREAM + task)
+    weight, bias = align_classifier(
+        classifier.weight_CD,
+        classifier.bias_C,
+        gaussians,
+        classifier.task_sizes,
+        epochs=config.epochs,
+        samples_per_class=config.samples_per_class,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=weight_decay,
+        temperature=config.temperature,
+        feature_scale=config.feature_scale,
+        mean_scaling=config.mean_scaling,
+        fold=True,
+        generator=generator,
+        on_epoch=on_epoch,
+    )
+    return LinearClassifier(weight, bias, classifier.task_sizes)

@@ -1,0 +1,1 @@
+"""Transformer blocks on the CPU by the native library."""

@@ -1,0 +1,1 @@
+"""A run on disk: folder, checkpoints, state, summary; and a run read back."""

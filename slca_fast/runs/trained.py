@@ -1,0 +1,129 @@
+"""A finished (or running) run read back from its folder, for evaluation, prediction and export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slca_fast.runs.snapshot import BadSnapshot, newest_valid, read_snapshot
+from slca_fast.config import Config
+from slca_fast.config_file import config_from_dict
+from slca_fast.data.images import BadImage, decode_rgb
+from slca_fast.data.pillow import render
+from slca_fast.data.plan import test_plan
+from slca_fast.machine.environment import pick_device, pick_precision
+from slca_fast.errors import DataError, UserError
+from slca_fast.training.evaluation import class_scores
+from slca_fast.model.backbone import Backbone, build_backbone
+from slca_fast.model.head import Classifier, LinearClassifier
+from slca_fast.machine.float32 import fast_float32_products
+from slca_fast.runs.resume import restore_model
+from slca_fast.runs.folder import is_finished_task, positions, read_config
+from slca_fast.tasks import TaskPlan
+from slca_fast.training.stage1 import autocast
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What a run has learnt by its newest finished task."""
+
+    config: Config
+    plan: TaskPlan
+    class_names: tuple[str, ...]
+    """Sorted, as in the data set; class ids are positions in it."""
+    num_tasks_done: int
+    backbone: Backbone
+    classifier: LinearClassifier
+    device: torch.device
+    precision: str
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Class scores ``[N, seen classes]`` (class positions in the class order) of normalised images."""
+        with torch.no_grad(), autocast(self.precision, self.device), fast_float32_products(self.device):
+            features = self.backbone(images.to(self.device)).float()
+        return class_scores(self.classifier.logits(features), self.plan)
+
+    def name_of(self, position: int) -> str:
+        """Class name of a position in the class order."""
+        return self.class_names[self.plan.class_order[position]]
+
+
+def load_run(run: Path, device: str = "auto") -> TrainedModel:
+    """The newest finished task of run folder ``run``; raises UserError when there is none that can be trusted."""
+    config = config_from_dict(read_config(run))
+    problems: list[str] = []
+    finished = [position for position in positions(run / "checkpoints") if is_finished_task(position)]
+    _, tensors, state = next(newest_valid(finished, problems.append), (None, None, None))
+    if tensors is None:
+        reason = f" ({problems[0]})" if problems else ""
+        raise UserError(f"{run} has no finished task yet{reason}")
+    plan = TaskPlan(config.tasks.scenario, tuple(state["class_order"]), tuple(state["task_sizes"]))
+    target = pick_device(device)
+    backbone = _bare_backbone(config)
+    try:
+        frozen, _ = read_snapshot(run / "checkpoints" / "frozen")
+    except BadSnapshot as problem:
+        raise UserError(f"{run} is damaged: {problem}") from problem
+    backbone.load_state_dict(frozen["backbone"], strict=False)
+    aligned = restore_model(tensors, backbone, Classifier(backbone.feature_dim), plan, torch.device("cpu"))
+    precision = pick_precision(config.runtime.precision, target)
+    backbone = backbone.to(target).eval()
+    backbone.use_fast_path(precision, config.optim.batch_size, config.runtime.attention)
+    classifier = LinearClassifier(aligned.weight_CD.to(target), aligned.bias_C.to(target), aligned.task_sizes)
+    return TrainedModel(
+        config,
+        plan,
+        tuple(state["class_names"]),
+        len(aligned.task_sizes),
+        backbone,
+        classifier,
+        target,
+        precision,
+    )
+
+
+def _bare_backbone(config: Config) -> Backbone:
+    # All weights come from the run's own checkpoints: nothing is downloaded or read from the original file.
+    return build_backbone(replace(config.model, pretrained=False, checkpoint=None), config.data.image_size, config.seed)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one image."""
+
+    path: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict(model: TrainedModel, paths: list[Path], top_k: int = 5) -> Iterator[Prediction]:
+    """The ``top_k`` classes of every image file, with softmax probabilities over the seen classes, in order.
+
+    Raises DataError naming a file that cannot be decoded.
+    """
+    data, size = model.config.data, model.config.optim.batch_size
+    for start in range(0, len(paths), size):
+        chunk = paths[start : start + size]
+        images = []
+        for path in chunk:
+            try:
+                image = decode_rgb(path, data.exif_orientation)
+            except BadImage as error:
+                raise DataError(f"{path}: {error}") from error
+            plan = test_plan(data.recipe, data.image_size, np.array([image.height]), np.array([image.width]))
+            images.append(_normalised(np.asarray(render(image, plan, 0)), data.mean, data.std))
+        scores_NC = model.scores(torch.stack(images))
+        top = scores_NC.softmax(1).topk(min(top_k, scores_NC.shape[1]), dim=1)
+        for path, probabilities, positions_K in zip(chunk, top.values.tolist(), top.indices.tolist()):
+            yield Prediction(str(path), tuple(model.name_of(p) for p in positions_K), tuple(probabilities))
+
+
+def _normalised(image_HWC: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    scaled = image_HWC.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    shape = (3, 1, 1)
+    return torch.from_numpy((scaled - np.float32(mean).reshape(shape)) / np.float32(std).reshape(shape))

@@ -1,0 +1,1 @@
+"""Stage 1: fine-tuning on one task, and features."""
