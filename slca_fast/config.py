@@ -334,6 +334,10 @@ class Config:
     """Fixes the class order, the initial heads, the data order and augmentation, and the sampled features."""
     output: str | None = None
     """Run folder; none: runs/<preset>-seed<seed>."""
+    method: str = "slca"
+    """What is remembered of a task and how it classifies: seqft, slowft, probe, joint, slca, slcapp or ncm."""
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of that method alone, e.g. ``{metric: euclidean}`` for ncm; those of slca and slcapp are ``align``."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
     """Cutting the classes into tasks."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -33,11 +33,13 @@ from slca_fast.kernels.vit_block import fused
 from slca_fast.machine.environment import pick_device
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.methods.alignment import align
-from slca_fast.methods.class_statistics import measure_classes
 from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.methods.table import method_class
 from slca_fast.model.attention import choose_attention
-from slca_fast.model.backbone import Backbone, autocast, build_backbone
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier
+from slca_fast.training.features import extract_features
 from slca_fast.training.stage1 import Stage1
 
 BASELINE = "official way, fp32"
@@ -127,9 +129,9 @@ def class_statistics(method: str, images: Path, device: torch.device, compiled: 
         backbone = fast_backbone(config, device, precision, with_compiler)
         ways[way] = _as_a_run(
             device,
-            lambda backbone=backbone, precision=precision: measure_classes(
-                backbone, task, config.align.ridge, precision
-            ).factorize(),
+            lambda backbone=backbone, precision=precision: method_class(config.method)(
+                config, backbone.feature_dim
+            ).remember(0, *extract_features(backbone, task, precision), {}),
         )
     shape = f"{method}, 2 classes x {task.num_images // 2} images"
     return Stage("class statistics", shape, task.num_images, ways, counts_flops=False)

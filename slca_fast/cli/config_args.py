@@ -17,9 +17,10 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from slca_fast.config import Config
-from slca_fast.config_file import config_from_dict, config_to_dict, flatten
+from slca_fast.config_file import FREE_MAPPINGS, config_from_dict, config_to_dict, flatten
 from slca_fast.errors import UserError
 from slca_fast.methods.presets import PRESETS
+from slca_fast.runs.old_runs import with_method
 
 _MOST_VALUES = 10_000
 KWARGS_HELP = """
@@ -69,6 +70,7 @@ def load_source(name: str) -> Source:
     if label is not None and label not in PRESETS and not of_run:
         raise UserError(f"{path}: there is no preset {label!r}{did_you_mean(label, list(PRESETS))}")
     base = PRESETS[label]() if label in PRESETS and not of_run else Config()
+    values = with_method(values) if of_run else values
     values = _without_empty_sections(values, config_to_dict(base))
     refuse_unknown(list(flatten(values)), str(path))
     return Source(label if of_run and label else path.stem, parse_overrides(base, [], values), of_run)
@@ -132,7 +134,7 @@ def refuse_unknown(keys: Sequence[str], where: str) -> None:
     """Raises UserError for the first key that no configuration has, with the nearest name."""
     known = known_keys()
     for key in keys:
-        if key not in known and not key.startswith("model.kwargs."):
+        if key not in known and not key.startswith(tuple(f"{free}." for free in FREE_MAPPINGS)):
             shown = f"{where}: unknown key {key}" if where else f"unknown option --{key}"
             raise UserError(f"{shown}{did_you_mean(key, known, '' if where else '--')}")
 

@@ -18,6 +18,7 @@ from slca_fast.cli.config_args import Source, config_help, load_source, parse_ov
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_yaml
 from slca_fast.errors import UserError
+from slca_fast.methods.table import method_class
 
 USAGE = "slca-fast train PRESET|FILE.yaml ... [--a.b VALUE ...] [--output DIR] [--seeds S,S,..] [--resume]"
 FLAGS = ("--help", "--resume", "--print-config", "--profile")
@@ -72,6 +73,7 @@ def _plan_runs(options: argparse.Namespace, rest: list[str]) -> list[tuple[Sourc
             config = dataclasses.replace(config, output=None)
         for seed in seeds or [config.seed]:
             runs.append((source, dataclasses.replace(config, seed=seed, output=_output(options, source, config, seed))))
+            method_class(config.method).check(config)
     taken: dict[str, str] = {}
     for source, config in runs:
         if config.output in taken:

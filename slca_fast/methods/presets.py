@@ -20,6 +20,7 @@ from slca_fast.config import (
     OptimConfig,
     TasksConfig,
 )
+from slca_fast.methods.table import METHODS
 
 Dataset = Literal["cifar100", "imagenet-r", "cub200", "cars196", "domainnet"]
 Weights = Literal["in21k", "mocov3"]
@@ -60,6 +61,7 @@ def slca(dataset: str, weights: str) -> Config:
     """SLCA: full fine-tuning with a slow learner, then alignment (paper: Table 1; published configurations)."""
     last_drop = {20: 18, 50: 40, 90: 80}[_epochs(dataset, weights)]
     return Config(
+        method="slca",
         tasks=_tasks(dataset),
         data=_data(dataset),
         model=_model(weights),
@@ -82,6 +84,7 @@ def slcapp(dataset: str, weights: str) -> Config:
     milestones = (60, 80) if weights == "mocov3" else base.optim.milestones
     return replace(
         base,
+        method="slcapp",
         model=replace(base.model, trainable="hybrid", lora=LoraConfig(rank=4)),
         optim=replace(
             base.optim,
@@ -98,25 +101,26 @@ def slcapp(dataset: str, weights: str) -> Config:
 def slowft(dataset: str, weights: str) -> Config:
     """Sequential fine-tuning with SLCA's slow learner and no alignment."""
     base = slca(dataset, weights)
-    return replace(base, align=replace(base.align, epochs=0))
+    return replace(base, method="slowft", align=replace(base.align, epochs=0))
 
 
 def seqft(dataset: str, weights: str) -> Config:
     """Sequential fine-tuning with one learning rate for backbone and head, and no alignment."""
     base = slowft(dataset, weights)
-    return replace(base, optim=replace(base.optim, backbone_lr_scale=1.0))
+    return replace(base, method="seqft", optim=replace(base.optim, backbone_lr_scale=1.0))
 
 
 def probe(dataset: str, weights: str) -> Config:
     """Linear probing: the backbone stays frozen, one head per task, no alignment."""
     base = slowft(dataset, weights)
-    return replace(base, model=replace(base.model, trainable="head", reset_final_norm=False))
+    model = replace(base.model, trainable="head", reset_final_norm=False)
+    return replace(base, method="probe", model=model)
 
 
 def joint(dataset: str, weights: str) -> Config:
     """The upper bound: SLCA's slow learner on all classes at once, as one task."""
     base = slowft(dataset, weights)
-    return replace(base, tasks=joint_tasks(NUM_CLASSES[dataset]))
+    return replace(base, method="joint", tasks=joint_tasks(NUM_CLASSES[dataset]))
 
 
 def joint_tasks(num_classes: int) -> TasksConfig:
@@ -124,7 +128,12 @@ def joint_tasks(num_classes: int) -> TasksConfig:
     return TasksConfig(scenario="cil", sizes=(num_classes,))
 
 
-METHODS: dict[str, Callable[[str, str], Config]] = {
+def trained_as_slcapp(method: str, dataset: str, weights: str) -> Config:
+    """Stage 1 of SLCA++, then another method: for methods without a published configuration of their own."""
+    return replace(slcapp(dataset, weights), method=method)
+
+
+_OWN: dict[str, Callable[[str, str], Config]] = {
     "seqft": seqft,
     "slowft": slowft,
     "probe": probe,
@@ -132,11 +141,14 @@ METHODS: dict[str, Callable[[str, str], Config]] = {
     "slca": slca,
     "slcapp": slcapp,
 }
+MAKERS: dict[str, Callable[[str, str], Config]] = {
+    method: _OWN.get(method, partial(trained_as_slcapp, method)) for method in METHODS
+}
 
 
 def demo(method: str = "slcapp") -> Config:
     """``method`` on the embedded stream: scikit-learn's digits at 32 px, 5 tasks of 2 classes."""
-    base = METHODS[method]("cub200", "in21k")
+    base = MAKERS[method]("cub200", "in21k")
     tasks = joint_tasks(10) if method == "joint" else TasksConfig(initial=2, increment=2)
     return replace(
         base,
@@ -161,7 +173,7 @@ def demo(method: str = "slcapp") -> Config:
 
 def _table() -> dict[str, Callable[[], Config]]:
     table: dict[str, Callable[[], Config]] = {"demo": demo}
-    for method, make in METHODS.items():
+    for method, make in MAKERS.items():
         table[f"demo-{method}"] = partial(demo, method)
         for dataset in DATASETS:
             for weights in ("in21k", "mocov3"):
@@ -174,20 +186,5 @@ PRESETS = _table()
 
 def describe(name: str) -> str:
     """One line on what preset ``name`` trains."""
-    make = PRESETS[name]
-    if name.startswith("demo"):
-        method = make.args[0] if isinstance(make, partial) else "slcapp"
-        return f"{METHODS[method].__doc__.splitlines()[0]} On the embedded digits."
-    return make.func.__doc__.splitlines()[0]
-
-
-def method_of_config(config: Config) -> str:
-    """The short name of the method that ``config`` describes, whatever file or preset it came from."""
-    if config.model.trainable == "head":
-        return "probe"
-    if config.align.epochs == 0:
-        if config.tasks.scenario == "cil" and config.tasks.sizes is not None and len(config.tasks.sizes) == 1:
-            return "joint"
-        return "seqft" if config.optim.backbone_lr_scale == 1 else "slowft"
-    plus = config.model.lora.rank > 0 or config.align.feature_scale > 0 or config.loss.rce_weight > 0
-    return "slcapp" if plus else "slca"
+    about, demo = METHODS[PRESETS[name]().method], name.startswith("demo")
+    return f"{about.title}: {about.summary}." + (" On the embedded digits." if demo else "")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slca_fast.seeds import head_key
+
 
 class Classifier(nn.Module):
     """One linear head per task on ``feature_dim`` features; only the newest one learns."""
@@ -27,7 +29,7 @@ class Classifier(nn.Module):
         """
         for parameter in self.heads.parameters():
             parameter.requires_grad_(False)
-        generator = torch.Generator().manual_seed((seed << 20) + len(self.heads))
+        generator = torch.Generator().manual_seed(head_key(seed, len(self.heads)))
         # Born empty: the default initialisation would draw from the caller's generator.
         head = nn.Linear(self.feature_dim, num_labels, device="meta").to_empty(device="cpu")
         nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
@@ -50,9 +52,17 @@ class LinearClassifier:
     bias_C: Tensor
     task_sizes: tuple[int, ...]
 
-    def logits(self, features_ND: Tensor) -> Tensor:
-        """``[N, C]`` for features ``[N, D]``."""
+    def scores(self, features_ND: Tensor) -> Tensor:
+        """Logits ``[N, C]`` for features ``[N, D]``."""
         return torch.nn.functional.linear(features_ND, self.weight_CD, self.bias_C)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and biases by name, for a checkpoint."""
+        return {"weight": self.weight_CD, "bias": self.bias_C}
+
+    def linear(self) -> LinearClassifier:
+        """Itself."""
+        return self
 
     def folded(self, feature_scale: float) -> LinearClassifier:
         """SLCA++'s inference scales as weights: head k sees ``1 + feature_scale (t - k)`` times its input.

@@ -407,7 +407,7 @@ def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) ->
     exported, model = vit.eval()(pixels), load_run(run, "cpu")
     same_order = merge_lora(copy.deepcopy(model.backbone.vit)).eval()
     set_attention(same_order, "sdpa")
-    same = model.classifier.logits(same_order.forward_head(same_order.forward_features(pixels), pre_logits=True))
+    same = model.classifier.scores(same_order.forward_head(same_order.forward_features(pixels), pre_logits=True))
     assert torch.equal(exported, same)
     # Our own way adds in another order: LoRA beside the weight, the last block for the class token alone.
     torch.testing.assert_close(exported, model.scores(pixels), rtol=1e-6, atol=2e-6)
