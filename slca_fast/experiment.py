@@ -22,7 +22,6 @@ from slca_fast.files import replace_json, replace_text
 from slca_fast.machine.environment import (
     device_description,
     peak_memory_bytes,
-    pick_compile,
     pick_device,
     pick_precision,
     versions,
@@ -35,9 +34,8 @@ from slca_fast.methods.class_statistics import measure_classes
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.methods.presets import method_of_config
 from slca_fast.metrics import TaskResult, summary_metrics
-from slca_fast.model.attention import CANDIDATES, AttentionChoice, choose_attention
-from slca_fast.model.backbone import build_backbone
-from slca_fast.model.cpu.stack import why_torch_multiplies
+from slca_fast.model.build import build_backbone
+from slca_fast.model.fast_path import Execution, Remembered, choose
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.ops.registry import automatic_backends
 from slca_fast.runs.folder import RunFolder
@@ -136,8 +134,7 @@ class Experiment:
             **dataclasses.asdict(config.tasks),
         )
         self.backbone = build_backbone(config.model, config.data.image_size, config.seed).to(self.device)
-        self.compiled = pick_compile(config.runtime.compile, self.device)
-        self._choose_fast_path()
+        self.remembered = Remembered()
         self.classifier = Classifier(self.backbone.feature_dim)
         self.gaussians = ClassGaussians(self.backbone.feature_dim, ridge=config.align.ridge)
         self.aligned: LinearClassifier | None = None
@@ -161,6 +158,7 @@ class Experiment:
             self._restore()
         else:
             self._begin_folder()
+        self._choose_execution()
         self.seconds["data"] += time.perf_counter() - self.began
 
     def run(self) -> dict[str, Any]:
@@ -182,52 +180,28 @@ class Experiment:
         summary = self.ranks.from_first(self.folder.summary)
         return self._write_summary("complete") if summary is None else summary
 
-    def _choose_fast_path(self) -> None:
-        config = self.config
-        num_images = -(-config.optim.batch_size // self.ranks.size)
-        native = not self.compiled and self.backbone.why_no_native_blocks("bmm") is None
+    def _choose_execution(self) -> None:
+        """Once the checkpoint has said what the run began with; rank 0 for all."""
+        runtime, batch_size = self.config.runtime, self.config.optim.batch_size
+        num_images = -(-batch_size // self.ranks.size)
         chosen = self.ranks.from_first(
-            lambda: dataclasses.astuple(
-                choose_attention(
-                    self.backbone.vit, self.device, self.precision, num_images, config.runtime.attention, native
-                )
-            )
+            lambda: choose(
+                self.backbone.vit,
+                self.device,
+                self.precision,
+                num_images,
+                compiled=runtime.compile,
+                attention=runtime.attention,
+                remembered=self.remembered,
+            ).to_dict()
         )
-        self._use_attention(AttentionChoice(*chosen))
-        if self.compiled:
-            self.backbone.use_compiler(num_images, config.optim.batch_size)
-
-    def _use_attention(self, choice: AttentionChoice) -> None:
-        self.backbone.use_attention(choice)
-        compiler = "torch.compile makes the kernels" if self.compiled else None
-        self.blocks_reason = compiler or self.backbone.use_native_blocks(self.precision)
-
-    def _go_on_with(self, attention: str | None, blocks: str | None, report: Callable[[str], None]) -> None:
-        """What the run began with, where this machine has it: everything else rounds differently."""
-        asked_for = self.config.runtime.attention != "auto"
-        if attention in CANDIDATES[self.device.type] and attention != self.backbone.attention.name and not asked_for:
-            self._use_attention(AttentionChoice(attention, "as the run began"))
-        if blocks == "timm" and self.blocks_reason is None:
-            self.backbone.native_blocks, self.blocks_reason = None, "the run began with timm's"
-        elif blocks == "native passes" and self.blocks_reason is None:
-            self.backbone.use_native_blocks(self.precision, own_products=False)
-        if blocks not in (None, self.backbone.blocks_by):
-            report(
-                f"the run began with blocks by {blocks}, which are missing here ({self._why_these_blocks()}): the last "
-                "bits of what follows may differ"
-            )
-
-    def _why_these_blocks(self) -> str:
-        if self.blocks_reason is not None:
-            return self.blocks_reason
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        why_torch = why_torch_multiplies(self.backbone.vit.blocks, dtype)
-        if self.backbone.blocks_by == "native products":
-            return "groups of images go through a block at once, products by the native library"
-        return f"one native pass between each two of torch's products: {why_torch or 'as the run began'}"
+        self.execution = Execution.from_dict(chosen)
+        self.backbone.use(self.execution, num_training=num_images, num_evaluation=batch_size)
+        if self.ranks.is_first and (missing := self.remembered.missing_in(self.execution)):
+            self.observer.message(missing)
 
     def _compile(self) -> None:
-        if self.compiled and self.position.task < self.plan.num_tasks:
+        if self.execution.compiled and self.position.task < self.plan.num_tasks:
             with self._phase("compile"):
                 self.backbone.warm_up(self.config.data.image_size, self.precision)
 
@@ -431,8 +405,8 @@ class Experiment:
             "trained_images": self.trained_images,
             "train_seconds": self.train_seconds,
             "metrics_bytes": self.folder.metrics_bytes,
-            "attention": self.backbone.attention.name,
-            "blocks": self.backbone.blocks_by,
+            "attention": self.execution.attention,
+            "blocks": self.execution.blocks,
         }
         self.folder.save_position(
             position.task,
@@ -500,7 +474,7 @@ class Experiment:
         self.frozen_hash = restore_frozen(self.backbone, self.folder.frozen, state, report)
         self.classifier = Classifier(self.backbone.feature_dim)
         self.aligned = restore_model(tensors, self.backbone, self.classifier, self.plan, self.device)
-        self._go_on_with(state.get("attention"), state.get("blocks"), report)
+        self.remembered = Remembered(state.get("attention"), state.get("blocks"))
         self.gaussians, self.position, self.results = gaussians, progress.position, progress.results
         self.optimizer_state = tensors.get("optimizer")
         self.seconds, self.trained_images = progress.seconds, progress.trained_images
@@ -524,10 +498,7 @@ class Experiment:
         backends = {
             "data": self.stream.backend,
             "optimizer": optimizer_backend(config.optim.name, self.device),
-            "attention": self.backbone.attention.name,
-            "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
-            "blocks": self.backbone.blocks_by,
-            "compile": "torch.compile" if self.compiled else "off",
+            **self.execution.backends(),
             "fp32 products": products[0],
             **{name: backend for name, (backend, _) in ops.items()},
         }
@@ -549,11 +520,8 @@ class Experiment:
             "backends": backends,
             "backend_reasons": {
                 "data": self.stream.reason,
-                "attention": self.backbone.attention.reason,
-                "last block": self.backbone.plain_reason or "exact; the model reads only its class token",
-                "blocks": self._why_these_blocks(),
+                **self.execution.reasons,
                 "fp32 products": products[1],
-                "compile": "asked for" if config.runtime.compile is not None else "on for CUDA, off on the CPU",
                 **{name: why for name, (_, why) in ops.items()},
             },
             "versions": versions(),

@@ -35,8 +35,9 @@ from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.methods.alignment import align
 from slca_fast.methods.class_statistics import measure_classes
 from slca_fast.methods.gaussians import ClassGaussians
-from slca_fast.model.attention import choose_attention
-from slca_fast.model.backbone import Backbone, autocast, build_backbone
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import build_backbone
+from slca_fast.model.fast_path import choose
 from slca_fast.model.head import Classifier
 from slca_fast.training.stage1 import Stage1
 
@@ -48,11 +49,8 @@ def fast_backbone(config: Config, device: torch.device, precision: str, compiled
     """The backbone as a run of ``config`` in ``precision`` uses it."""
     backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
     num_images = config.optim.batch_size
-    if compiled:
-        backbone.use_attention(choose_attention(backbone.vit, device, precision, num_images))
-        backbone.use_compiler(num_images, num_images)
-    else:
-        backbone.use_fast_path(precision, num_images)
+    execution = choose(backbone.vit, device, precision, num_images, compiled=compiled)
+    backbone.use(execution, num_training=num_images, num_evaluation=num_images)
     return backbone
 
 

@@ -19,13 +19,14 @@ from slca_fast.data.plan import test_plan
 from slca_fast.machine.environment import pick_device, pick_precision
 from slca_fast.errors import DataError, UserError
 from slca_fast.training.evaluation import class_scores
-from slca_fast.model.backbone import Backbone, build_backbone
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import build_backbone
+from slca_fast.model.fast_path import choose
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.runs.resume import restore_model
 from slca_fast.runs.folder import is_finished_task, positions, read_config
 from slca_fast.tasks import TaskPlan
-from slca_fast.training.stage1 import autocast
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     aligned = restore_model(tensors, backbone, Classifier(backbone.feature_dim), plan, torch.device("cpu"))
     precision = pick_precision(config.runtime.precision, target)
     backbone = backbone.to(target).eval()
-    backbone.use_fast_path(precision, config.optim.batch_size, config.runtime.attention)
+    batch_size, attention = config.optim.batch_size, config.runtime.attention
+    backbone.use(choose(backbone.vit, target, precision, batch_size, attention=attention))
     classifier = LinearClassifier(aligned.weight_CD.to(target), aligned.bias_C.to(target), aligned.task_sizes)
     return TrainedModel(
         config,
