@@ -29,7 +29,7 @@ from torchvision.datasets.folder import pil_loader
 
 from slca_fast.config import Config
 from slca_fast.data.index import ImageIndex, load_dataset
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.model.class_token import plain_features, set_attention
 from slca_fast.model.head import Classifier
 from slca_fast.model.lora import LoraLinear

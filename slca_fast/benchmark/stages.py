@@ -34,10 +34,16 @@ from slca_fast.machine.environment import pick_device
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.methods.alignment import align
 from slca_fast.methods.gaussians import ClassGaussians
+<<<<<<< HEAD
 from slca_fast.methods.table import method_class
 from slca_fast.model.attention import choose_attention
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.build import build_backbone
+=======
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import build_backbone
+from slca_fast.model.fast_path import choose
+>>>>>>> execution
 from slca_fast.model.head import Classifier
 from slca_fast.training.features import extract_features
 from slca_fast.training.stage1 import Stage1
@@ -50,11 +56,8 @@ def fast_backbone(config: Config, device: torch.device, precision: str, compiled
     """The backbone as a run of ``config`` in ``precision`` uses it."""
     backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
     num_images = config.optim.batch_size
-    if compiled:
-        backbone.use_attention(choose_attention(backbone.vit, device, precision, num_images))
-        backbone.use_compiler(num_images, num_images)
-    else:
-        backbone.use_fast_path(precision, num_images)
+    execution = choose(backbone.vit, device, precision, num_images, compiled=compiled)
+    backbone.use(execution, num_training=num_images, num_evaluation=num_images)
     return backbone
 
 

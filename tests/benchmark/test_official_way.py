@@ -14,7 +14,7 @@ from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import Stream
 from slca_fast.methods.alignment import align_classifier
 from slca_fast.methods.gaussians import ClassGaussians
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier
 from slca_fast.training.features import extract_features
 from slca_fast.training.stage1 import Stage1

@@ -23,7 +23,7 @@ from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import Stream
 from slca_fast.machine.ranks import Ranks, Votes
 from slca_fast.methods.gaussians import ClassGaussians
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.runs.folder import positions
 from slca_fast.runs.snapshot import read_snapshot
 from slca_fast.tasks import plan_tasks

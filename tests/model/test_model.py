@@ -11,7 +11,7 @@ from torch import nn
 
 from slca_fast.config import LoraConfig, ModelConfig
 from slca_fast.errors import UserError
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.model.lora import LoraLinear, apply_lora, lora_layers, merge_lora, top_right_singular_vectors
 
