@@ -12,10 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    {"errors", "files"},
+    {"errors", "files", "seeds"},
     {"kernels"},
     {"ops"},
-    {"config", "config_file", "tasks", "metrics", "embedded", "machine"},
+    {"config", "config_file", "datasets", "tasks", "metrics", "embedded", "machine"},
     {"model", "data"},
     {"training"},
     {"methods"},
@@ -26,7 +26,14 @@ LAYERS = (
     {"__init__", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-ALONE = {"errors": set(), "config": {"errors"}, "tasks": {"errors"}, "metrics": set(), "kernels": set()}
+ALONE = {
+    "errors": set(),
+    "datasets": set(),
+    "config": {"errors", "datasets"},
+    "tasks": {"errors"},
+    "metrics": set(),
+    "kernels": set(),
+}
 
 
 def files() -> Iterator[tuple[str, Path]]:

@@ -34,16 +34,10 @@ from slca_fast.machine.environment import pick_device
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.methods.alignment import align
 from slca_fast.methods.gaussians import ClassGaussians
-<<<<<<< HEAD
 from slca_fast.methods.table import method_class
-from slca_fast.model.attention import choose_attention
-from slca_fast.model.backbone import Backbone, autocast
-from slca_fast.model.build import build_backbone
-=======
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.build import build_backbone
 from slca_fast.model.fast_path import choose
->>>>>>> execution
 from slca_fast.model.head import Classifier
 from slca_fast.training.features import extract_features
 from slca_fast.training.stage1 import Stage1

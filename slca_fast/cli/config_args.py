@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import re
 import typing
@@ -18,7 +17,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from slca_fast.config import Config
 from slca_fast.config_file import FREE_MAPPINGS, config_from_dict, config_to_dict, flatten
-from slca_fast.errors import UserError
+from slca_fast.datasets import recipes
+from slca_fast.errors import UserError, did_you_mean
 from slca_fast.methods.presets import PRESETS
 from slca_fast.runs.old_runs import with_method
 
@@ -204,7 +204,8 @@ def config_help() -> str:
     """The options of every configuration key with type, default and meaning."""
     text = _parser().format_help().split("\n\n", 1)[-1]
     # jsonargparse offers a file for each section; here one YAML file holds them all.
-    return re.sub(r"^  --[\w.]+ CONFIG +.*\n", "", text, flags=re.MULTILINE) + KWARGS_HELP
+    text = re.sub(r"^  --[\w.]+ CONFIG +.*\n", "", text, flags=re.MULTILINE)
+    return f"{text}\n--data.recipe takes {', '.join(recipes())}.{KWARGS_HELP}"
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -218,9 +219,3 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _readable(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text.replace('Parser key "', "--").replace('":', ":", 1) if text.startswith('Parser key "') else text
-
-
-def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """``"; did you mean X?"`` with the nearest of ``known``, or nothing when none is near."""
-    close = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""

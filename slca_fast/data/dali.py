@@ -23,7 +23,7 @@ from slca_fast.data.images import JPEG_END, BadImage, decode_rgb
 from slca_fast.data.index import ImageIndex
 from slca_fast.data.pillow import decode_expected, fill_normalised, is_plain_jpeg, num_threads, render, require_size
 from slca_fast.data.plan import AugmentPlan
-from slca_fast.data.recipes import RECIPES
+from slca_fast.datasets import recipes
 from slca_fast.errors import UserError
 
 _PLACEHOLDER = np.frombuffer(b"P6 1 1 255\n\0\0\0", dtype=np.uint8)
@@ -70,7 +70,7 @@ class DaliSource:
         self._bad = RuntimeProblems(index, config.policy)
         self.problems = self._bad.found
         self._readers = ThreadPoolExecutor(num_threads(config), thread_name_prefix="dali-read")
-        self._has_brightness = RECIPES[config.recipe].brightness > 0
+        self._has_brightness = recipes()[config.recipe].brightness > 0
         self._pipeline: Any = None
         self._capacity, self._size = 0, 0
 

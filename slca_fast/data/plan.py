@@ -10,7 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slca_fast.data.recipes import RECIPES, REFERENCE_SIZE, TEST_RESIZE, scaled
+from slca_fast.datasets import RecipeSpec, recipes
+
+REFERENCE_SIZE = 224
+"""Input side in pixels for which sizes are given; they scale."""
+TEST_RESIZE = 256
+"""Test transform of every recipe but ``none``: Resize(256) on the short side, CenterCrop(224)."""
 
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -136,7 +141,7 @@ def train_plan(
         box_N4 = random_resized_boxes(draw, height_N, width_N, spec.area, spec.ratio)
         return AugmentPlan(image_size, box_N4.astype(np.float64), box_N4.astype(np.int32), flip_N, brightness_N)
     if spec.crop == "resize-random":
-        side = scaled(spec.resize, image_size)
+        side = _scaled(spec.resize, image_size)
         resized_N2 = np.full((num_images, 2), side, dtype=np.int64)
         word = _words(seed, task, epoch, sample_id_N, _CROP)
         span_N = np.full(num_images, side - image_size + 1)
@@ -237,7 +242,13 @@ def _checked(sample_id_N: np.ndarray, height_N: np.ndarray, width_N: np.ndarray)
     return arrays
 
 
-def _spec(recipe: str):
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[recipe]
+def _scaled(side: int, image_size: int) -> int:
+    """A side given for 224-pixel inputs, for inputs of image_size pixels."""
+    return round(side * image_size / REFERENCE_SIZE)
+
+
+def _spec(recipe: str) -> RecipeSpec:
+    known = recipes()
+    if recipe not in known:
+        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(known)}")
+    return known[recipe]

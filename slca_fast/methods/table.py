@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from slca_fast.errors import UserError
+from slca_fast.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from slca_fast.methods.base import Method
@@ -43,8 +42,8 @@ METHODS: dict[str, About] = {
 def method_class(name: str) -> type[Method]:
     """The class of method ``name``; raises UserError for a name that no method has."""
     if name not in METHODS:
-        close = difflib.get_close_matches(str(name), METHODS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"--method is {name!r}: give one of {', '.join(METHODS)}{hint}")
+        raise UserError(
+            f"--method is {name!r}: give one of {', '.join(METHODS)}{did_you_mean(str(name), list(METHODS))}"
+        )
     module, _, attribute = METHODS[name].home.partition(":")
     return getattr(importlib.import_module(f"slca_fast.methods.{module}"), attribute)
