@@ -54,3 +54,9 @@ def test_keys_of_published_results_stay() -> None:
     assert seeds.alignment_key(1993, 3) == 1993 * 2**20 + 65536 + 3
     assert seeds.weights_key(1993) == 29592311057018277
     assert seeds.step_key(1993, 0, 0, 0, 0) == 4085240527833029143
+
+
+def test_purposes_and_draws_of_the_data_plan_never_meet() -> None:
+    purposes = (seeds.ORDER, seeds.FLIP, seeds.BRIGHTNESS, seeds.CROP)
+    counters = [seeds.plan_counter(purpose, draw) for purpose in purposes for draw in (*range(20), 2**16 - 1)]
+    assert len(set(counters)) == len(counters) and purposes == (0, 1, 2, 3)

@@ -126,7 +126,7 @@ class _ScriptedTorch:
 def test_boxes_are_torchvisions(size, monkeypatch):
     height, width = size
     for sample in range(40):
-        words = np.stack([P._words(7, 1, 2, np.array([sample]), P._CROP, k)[0] for k in range(10)])
+        words = np.stack([P._words(7, 1, 2, np.array([sample]), P.CROP, k)[0] for k in range(10)])
         plan = P.train_plan("imagenet-r", 64, 7, 1, 2, np.array([sample]), np.array([height]), np.array([width]))
         with monkeypatch.context() as patched:
             _ScriptedTorch(words).install(patched)
