@@ -382,6 +382,10 @@ def test_check_data_and_doctor_speak_plainly(images, capsys) -> None:
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert "symmetric_cross_entropy" in findings["ops"] and "torch" in findings["versions"]
+    rows = findings["fast paths"]
+    assert any(blocks in rows["transformer blocks"] for blocks in ("native products", "native passes", "timm"))
+    assert "bmm (" in rows["attention"] or "sdpa (" in rows["attention"]
+    assert rows["last block"].startswith("class token") and "on for CUDA" in rows["torch.compile"]
 
 
 def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) -> None:

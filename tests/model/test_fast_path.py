@@ -120,6 +120,7 @@ def test_what_the_run_began_with_and_this_machine_lacks_is_said(native_products,
     assert "blocks by native products, which are missing here" in said and "torch is faster here" in said
     compiled = choose(vit(), CPU, "fp32", 8, compiled=True, remembered=remembered)
     assert "torch.compile makes the kernels" in remembered.missing_in(compiled)
+    assert compiled.reasons["attention"].startswith("fixed in fp32")
 
 
 @given(
