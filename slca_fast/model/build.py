@@ -13,6 +13,7 @@ from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError
 from slca_fast.model.backbone import Backbone
+from slca_fast.model.class_token import plain_features
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 from slca_fast.seeds import weights_key
@@ -39,6 +40,7 @@ def build_backbone(config: ModelConfig, image_size: int, seed: int) -> Backbone:
         except ValueError as error:
             raise UserError(f"--model.lora: {error}") from error
     freeze_backbone(vit, config.trainable)
+    freeze_unused(vit, config, image_size)
     return Backbone(vit)
 
 
@@ -49,6 +51,42 @@ def freeze_backbone(vit: nn.Module, trainable: str) -> None:
             parameter.requires_grad_(any(part in name for part in HYBRID_NAMES))
         else:
             parameter.requires_grad_(trainable == "full")
+
+
+def freeze_unused(vit: nn.Module, config: ModelConfig, image_size: int) -> None:
+    """Tries ``vit`` on one black image: parameters that no gradient reaches are frozen, they could not learn.
+
+    Raises UserError for a model that fails on it, or whose LoRA the forward pass goes around (attention that multiplies
+    by ``qkv.weight`` itself, as BEiT's does).
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        was_training = vit.training
+        try:
+            features = plain_features(vit.eval(), torch.zeros(1, 3, image_size, image_size))
+        except Exception as error:
+            # timm's families fail in their own ways on an image that they cannot take.
+            raise UserError(
+                f"--model.name {config.name} with --model.kwargs {config.kwargs}: it cannot take an RGB image of "
+                f"{image_size} px ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from error
+        finally:
+            vit.train(was_training)
+        if features.shape != (1, vit.num_features):
+            raise UserError(
+                f"--model.name {config.name} with --model.kwargs {config.kwargs}: an image gives {list(features.shape)}, "
+                f"not one feature vector of {vit.num_features}; it cannot serve as a backbone"
+            )
+        if features.requires_grad:
+            features.sum().backward()
+    unused = [name for name, p in vit.named_parameters() if p.requires_grad and p.grad is None]
+    vit.zero_grad(set_to_none=True)
+    if bypassed := [name for name in unused if name.endswith(("lora_A", "lora_B"))]:
+        raise UserError(
+            f"--model.lora: the attention of {config.name} goes around its layers, so that LoRA would learn nothing "
+            f"({bypassed[0]}): choose other --model.lora.targets, or --model.lora.rank 0"
+        )
+    for name in unused:
+        vit.get_parameter(name).requires_grad_(False)
 
 
 def reset_final_norm(vit: nn.Module) -> None:
@@ -78,17 +116,26 @@ def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
             with torch.device("meta"):
                 _require_vision_transformer(timm.create_model(config.name, num_classes=0), config.name)
             raise UserError(f"--model.kwargs {config.kwargs}: {error}") from error
-        except (AssertionError, ValueError) as error:
-            raise UserError(f"--model.kwargs {config.kwargs} with --data.image_size {image_size}: {error}") from error
         except Exception as error:
-            if not download:
-                raise
+            # timm checks few of a model's arguments, so what fails for wrong ones can be of any type.
+            if not download or _fails(config.name, kwargs):
+                what = f"--model.kwargs {config.kwargs} with --data.image_size {image_size}"
+                raise UserError(f"{what}: {type(error).__name__}: {error}") from error
             raise UserError(
                 f"--model.pretrained true: the weights of {config.name} could not be downloaded "
                 f"({type(error).__name__}); give a local file with --model.checkpoint, or --model.pretrained false"
             ) from error
     _require_vision_transformer(vit, config.name)
     return vit
+
+
+def _fails(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether the model cannot even be made without pre-trained weights."""
+    try:
+        timm.create_model(name, pretrained=False, num_classes=0, **kwargs)
+    except Exception:
+        return True
+    return False
 
 
 def _require_vision_transformer(model: nn.Module, name: str) -> None:
