@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -22,16 +23,18 @@ from slca_fast.seeds import weights_key
 HYBRID_NAMES = ("norm", "bias", "cls_token", "lora_A", "lora_B")
 
 
-def build_backbone(config: ModelConfig, image_size: int, seed: int) -> Backbone:
+def build_backbone(
+    config: ModelConfig, image_size: int, seed: int, report: Callable[[str], None] = lambda text: None
+) -> Backbone:
     """The backbone of a run on the CPU in fp32, with pre-trained weights, fresh final norm, LoRA and frozen parts.
 
-    ``seed`` decides weights that no checkpoint gives. Raises UserError for an unknown model, arguments or weights
-    that do not fit, and for weights that cannot be downloaded.
+    ``seed`` decides weights that no checkpoint gives; ``report`` is told what had to be resampled. Raises UserError for
+    an unknown model, arguments or weights that do not fit, and for weights that cannot be downloaded.
     """
     vit = _create(config, image_size, seed)
     if config.checkpoint is not None:
         path = embedded_weights_path() if config.checkpoint == "embedded" else config.checkpoint
-        load_checkpoint(vit, path)
+        load_checkpoint(vit, path, report)
     if config.reset_final_norm:
         reset_final_norm(vit)
     if config.lora.rank > 0:
@@ -73,8 +76,8 @@ def freeze_unused(vit: nn.Module, config: ModelConfig, image_size: int) -> None:
             vit.train(was_training)
         if features.shape != (1, vit.num_features):
             raise UserError(
-                f"--model.name {config.name} with --model.kwargs {config.kwargs}: an image gives {list(features.shape)}, "
-                f"not one feature vector of {vit.num_features}; it cannot serve as a backbone"
+                f"--model.name {config.name} with --model.kwargs {config.kwargs}: an image gives "
+                f"{list(features.shape)}, not one feature vector of {vit.num_features}; it cannot serve as a backbone"
             )
         if features.requires_grad:
             features.sum().backward()

@@ -87,7 +87,7 @@ def set_up(config: Config, preset: str, resume: bool, observer: Observer, ranks:
         num_domains=len(dataset.train.domain_names) or 1,
         **dataclasses.asdict(config.tasks),
     )
-    backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
+    backbone = build_backbone(config.model, config.data.image_size, config.seed, observer.message).to(device)
     learned = Learned(backbone, method(config, backbone.feature_dim))
     settings = learned.method.settings
     config = dataclasses.replace(
