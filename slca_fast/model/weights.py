@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from slca_fast.errors import UserError
@@ -36,7 +37,7 @@ def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
         return
     state = strip_prefixes(_read(path))
     _require_same_width(vit, state, path)
-    state = checkpoint_filter_fn(state, vit)
+    state = checkpoint_filter_fn(state, cast(VisionTransformer, vit))
     wanted = vit.state_dict()
     for name, tensor in state.items():
         if name in wanted and wanted[name].shape != tensor.shape:
@@ -92,10 +93,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load_npz(vit: nn.Module, path: Path) -> None:
-    if not hasattr(vit, "load_pretrained"):
+    load = getattr(vit, "load_pretrained", None)
+    if load is None:
         raise UserError(f"{OPTION} {path}: --model.name has no .npz weights; give .safetensors or .pth")
     try:
-        vit.load_pretrained(str(path))
+        load(str(path))
     except (KeyError, ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{OPTION} {path}: does not fit --model.name ({_first_line(error)})") from error
 
