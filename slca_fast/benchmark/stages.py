@@ -113,7 +113,8 @@ def class_statistics(method: str, images: Path, device: torch.device, compiled: 
     transform = official_way.test_transform(config)
 
     def official() -> None:
-        learner.means.clear(), learner.covariances.clear()
+        learner.means.clear()
+        learner.covariances.clear()
         for label in range(2):
             one_class = official_way.Images(dataset.train, learner.plan, label, label + 1, transform)
             learner.measure_class(
@@ -207,13 +208,13 @@ def rows_of(stage: Stage, device: torch.device, *, rounds: int = 5, budget_s: fl
         ratios = [slow / fast for (slow, _), (fast, _) in zip(samples[BASELINE], samples[name])]
         cpu_ratios = [slow / fast for (_, slow), (_, fast) in zip(samples[BASELINE], samples[name])]
         cpu_ms = 1e3 * min(cpu for _, cpu in samples[name])
-        fraction = None
-        if gflop[name]:
+        fraction, work = None, gflop[name]
+        if work:
             if device.type == "cuda":
-                fraction = gflop[name] / median_ms * 1e12 / machine.matmul_flops_per_second(device, dtype)
+                fraction = work / median_ms * 1e12 / machine.matmul_flops_per_second(device, dtype)
             else:
                 # By CPU time on both sides, so that other programs on the machine do not count.
-                fraction = gflop[name] / cpu_ms * 1e12 / matmul_flops_per_cpu_second(dtype)
+                fraction = work / cpu_ms * 1e12 / matmul_flops_per_cpu_second(dtype)
         rows.append(
             {
                 "suite": "stages",
@@ -232,7 +233,7 @@ def rows_of(stage: Stage, device: torch.device, *, rounds: int = 5, budget_s: fl
                 "cpu_ratio": statistics.median(cpu_ratios),
                 "achieved": 1e3 * stage.num_images / median_ms,
                 "unit": "features/s" if stage.name.startswith("alignment") else "images/s",
-                "gflop_per_image": gflop[name] / stage.num_images if gflop[name] else None,
+                "gflop_per_image": work / stage.num_images if work else None,
                 "fraction_of_peak": fraction,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             }

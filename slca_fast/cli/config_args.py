@@ -91,8 +91,9 @@ def _without_empty_sections(values: dict[str, Any], base: dict[str, Any]) -> dic
         section = base.get(key)
         if value is None and isinstance(section, dict):
             continue
-        nested = isinstance(value, dict) and isinstance(section, dict)
-        kept[key] = _without_empty_sections(value, section) if nested else value
+        if isinstance(value, dict) and isinstance(section, dict):
+            value = _without_empty_sections(value, section)
+        kept[key] = value
     return kept
 
 

@@ -6,6 +6,7 @@ seed, its counter (sample id, purpose and draw, epoch, task): any rank, batch or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,7 +65,7 @@ class AugmentPlan:
         )
 
 
-def philox(key: tuple[int, int], counter_4: tuple[np.ndarray, ...]) -> np.ndarray:
+def philox(key: tuple[int, int], counter_4: Sequence[np.ndarray | np.uint64]) -> np.ndarray:
     """Philox4x32-10: four broadcastable uint32 counters and a key of two uint32 -> uint32 [..., 4]."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in counter_4))
     k0, k1 = key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,13 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList()
 
     @property
+    def linears(self) -> list[nn.Linear]:
+        """The heads, oldest first."""
+        return cast(list[nn.Linear], list(self.heads))
+
+    @property
     def task_sizes(self) -> tuple[int, ...]:
-        return tuple(head.out_features for head in self.heads)
+        return tuple(head.out_features for head in self.linears)
 
     def grow(self, num_labels: int, seed: int, device: torch.device) -> nn.Linear:
         """Appends (and returns) a head with weights from a normal of std 0.02 truncated at +-2, bias 0.
@@ -35,12 +41,12 @@ class Classifier(nn.Module):
         nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
         nn.init.zeros_(head.bias)
         self.heads.append(head.to(device))
-        return self.heads[-1]
+        return self.linears[-1]
 
     def linear(self) -> LinearClassifier:
         """All heads as one matrix, copied, in float32."""
-        weight = torch.cat([head.weight.detach() for head in self.heads]).float()
-        bias = torch.cat([head.bias.detach() for head in self.heads]).float()
+        weight = torch.cat([head.weight.detach() for head in self.linears]).float()
+        bias = torch.cat([head.bias.detach() for head in self.linears]).float()
         return LinearClassifier(weight, bias, self.task_sizes)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from slca_fast.errors import UserError
@@ -46,7 +47,7 @@ def load_checkpoint(vit: nn.Module, path: str | Path, report: Callable[[str], No
     _require_same_width(vit, state, path)
     wanted, sizes = vit.state_dict(), {name: tuple(tensor.shape) for name, tensor in state.items()}
     try:
-        state = checkpoint_filter_fn(state, vit)
+        state = checkpoint_filter_fn(state, cast(VisionTransformer, vit))
     except (RuntimeError, ValueError, AssertionError, KeyError, IndexError) as error:
         tokens = f"its position embedding is {list(sizes['pos_embed'])}" if "pos_embed" in sizes else "its layout"
         raise UserError(
@@ -117,10 +118,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load_npz(vit: nn.Module, path: Path) -> None:
-    if not hasattr(vit, "load_pretrained"):
+    load = getattr(vit, "load_pretrained", None)
+    if load is None:
         raise UserError(f"{OPTION} {path}: --model.name has no .npz weights; give .safetensors or .pth")
     try:
-        vit.load_pretrained(str(path))
+        load(str(path))
     except (KeyError, ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{OPTION} {path}: does not fit --model.name ({_first_line(error)})") from error
 

@@ -71,8 +71,8 @@ def make_optimizer(config: OptimConfig, groups: list[dict[str, Any]], device: to
     return cls(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, **extra)
 
 
-def optimizer_class(name: str, device: torch.device) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The optimizer class for ``name`` ("sgd", "adamw") on ``device`` and its implementation arguments."""
+def optimizer_class(name: str, device: torch.device) -> tuple[type[Any], dict[str, Any]]:
+    """The torch.optim.Optimizer for ``name`` ("sgd", "adamw") on ``device`` and its implementation arguments."""
     if device.type == "cuda" and (apex := apex_optimizers()) is not None:
         return (apex.FusedSGD, {}) if name == "sgd" else (apex.FusedAdam, {"adam_w_mode": True})
     cls = torch.optim.SGD if name == "sgd" else torch.optim.AdamW

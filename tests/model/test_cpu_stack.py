@@ -12,11 +12,11 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slca_fast.kernels import native
-from slca_fast.kernels.vit_block import fused, passes
 from torch import Tensor, nn
 
 from slca_fast.benchmark.stages import gflop_of
+from slca_fast.kernels import native
+from slca_fast.kernels.vit_block import fused, passes
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.build import freeze_backbone
 from slca_fast.model.class_token import set_attention

@@ -11,10 +11,10 @@ import torch
 from helpers import tiny_config, write_images
 from hypothesis import given
 from hypothesis import strategies as st
-from slca_fast.kernels.vit_block import fused, passes
 
 from slca_fast.errors import UserError
 from slca_fast.experiment import Interrupted, run
+from slca_fast.kernels.vit_block import fused, passes
 from slca_fast.model import attention
 from slca_fast.model import backbone as backbone_module
 from slca_fast.model.attention import AttentionChoice, choose_attention
