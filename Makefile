@@ -45,9 +45,9 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/ruff format --check .
 	$(MAKE) types
 
-# setup.py installs kernels/ as slca_fast.kernels; a type checker gets that shape as links. The environment variable
-# keeps pyright from asking PyPI for a newer version.
-types: $(VENV)/.installed-lint
+# setup.py installs kernels/ as slca_fast.kernels; a type checker gets that shape as links. It installs nothing, for the
+# commit hook; the environment variable keeps pyright from asking PyPI for a newer version.
+types:
 	rm -rf build/typing && mkdir -p build/typing/slca_fast
 	ln -s $(addprefix ../../../,$(filter-out slca_fast/kernels,$(wildcard slca_fast/*)) kernels) build/typing/slca_fast
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright build/typing/slca_fast/*
