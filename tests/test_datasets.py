@@ -131,6 +131,7 @@ for call in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_new_data_set_is_one_row_and_one_preparer(tmp_path):
     (tmp_path / "toy_preparer.py").write_text(TOY_PREPARER)
     (tmp_path / "source").mkdir()

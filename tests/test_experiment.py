@@ -216,6 +216,7 @@ def test_a_stopped_run_evaluates_as_its_last_finished_task(images, finished, tmp
     assert 100 * sum(hits) / len(hits) == pytest.approx(done[-1]["accuracy"])
 
 
+@pytest.mark.slow
 def test_a_second_process_on_one_folder_is_refused_while_the_first_lives(images, tmp_path) -> None:
     config = tiny_config(images, tmp_path / "run", *SIZES)
     run(config, preset="demo")

@@ -77,6 +77,7 @@ def test_nothing_imports_a_top_level_kernels_package():
 OPS = "slca_fast.ops.symmetric_cross_entropy, slca_fast.ops.lora_linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modules", ("slca_fast", f"slca_fast, {OPS}"))
 def test_import_initialises_no_cuda_and_seeds_nothing(modules):
     script = f"""

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,8 @@ class OfficialLearner:
         self.vit = backbone.vit.to(self.device)
         set_attention(self.vit, "bmm")
         self.trained_names = {n for n, p in self.vit.named_parameters() if p.requires_grad}
-        for block in self.vit.blocks:
+        blocks: Any = self.vit.blocks
+        for block in blocks:
             if isinstance(block.attn.qkv, LoraLinear):
                 block.attn.qkv = MaterialisedLora(block.attn.qkv)
                 # The official code pays for LoRA here too, but its optimizer leaves it out, so B stays 0.

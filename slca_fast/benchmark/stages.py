@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from slca_fast.benchmark.run import benchmark_config, cpu_seconds, make_images
 from slca_fast.config import Config
 from slca_fast.data.batch import Batch
 from slca_fast.data.index import load_dataset
-from slca_fast.data.stream import Stream
+from slca_fast.data.stream import ImageSet, Stream
 from slca_fast.kernels.vit_block import fused
 from slca_fast.machine.environment import pick_device
 from slca_fast.machine.float32 import fast_float32_products
@@ -83,7 +83,8 @@ def training_step(method: str, images: Path, device: torch.device, compiled: boo
     for way, precision, with_compiler in _our_ways(compiled):
         backbone = fast_backbone(config, device, precision, with_compiler)
         head = Classifier(backbone.feature_dim).grow(2, config.seed, device)
-        stage1 = Stage1(backbone, head, None, config, 0, 0, precision)
+        # The batch is at hand: a step reads no images.
+        stage1 = Stage1(backbone, head, cast(ImageSet, None), config, 0, 0, precision)
         ways[way] = _as_a_run(device, lambda stage1=stage1: stage1._step(batch))
     return Stage("training step", f"{method}, batch {BATCH}", BATCH, ways)
 

@@ -44,6 +44,7 @@ def test_whole_runs_take_turns_and_their_ratio_is_to_the_official_way(seen, tmp_
     assert len(lines) == 6 and "accuracy 60.00%" in lines[1]
 
 
+@pytest.mark.slow
 def test_the_accuracy_suite_gives_every_way_the_same_stream(seen, capsys, tmp_path) -> None:
     file = tmp_path / "accuracy.json"
     assert main(["bench", "--suite", "accuracy", "--only", "slcapp", "--json", str(file)]) == 0

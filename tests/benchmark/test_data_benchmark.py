@@ -1,5 +1,7 @@
 """The benchmark of the data backends runs, and its rows have the published form."""
 
+import pytest
+
 from slca_fast.benchmark.data import BASELINE, measure, table
 
 KEYS = {
@@ -8,6 +10,7 @@ KEYS = {
 }
 
 
+@pytest.mark.slow
 def test_rows_of_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setenv("SLCA_FAST_CACHE", str(tmp_path / "cache"))
     rows = measure(num_images=8, side=40, image_size=32, rounds=2, folder=tmp_path / "images")

@@ -177,6 +177,7 @@ def test_every_method_is_told_by_its_configuration() -> None:
         assert method_of_config(make()) == words[0], name
 
 
+@pytest.mark.slow
 def test_a_run_repeated_from_its_configuration_keeps_name_and_method(images, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     args = [*TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images)]
@@ -190,6 +191,7 @@ def test_a_run_repeated_from_its_configuration_keeps_name_and_method(images, tmp
     assert main(["evaluate", str(again)]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_of_a_file_keeps_the_files_name(images, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my_config.yaml").write_text("preset: demo-slca\noutput: mine\n")
@@ -204,6 +206,7 @@ def test_a_run_of_a_file_keeps_the_files_name(images, tmp_path, monkeypatch) -> 
     assert not load_source("config.yaml").of_run
 
 
+@pytest.mark.slow
 def test_missing_runs_start_and_finished_ones_are_shown_again_with_resume(images, tmp_path, capsys) -> None:
     args = [
         "train",
@@ -235,6 +238,7 @@ def test_interrupted_commands_end_with_130_and_one_line(capsys, monkeypatch) -> 
     assert "interrupted" in refused(capsys, 130, "evaluate", "run")
 
 
+@pytest.mark.slow
 def test_more_best_classes_than_seen_are_all_seen(images, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     args = [*TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images), "--output", str(run)]
@@ -285,6 +289,7 @@ def test_published_hyper_parameters() -> None:
         assert (optim.lr, optim.batch_size, config.align.epochs, config.align.samples_per_class) == (0.01, 128, 5, 256)
 
 
+@pytest.mark.slow
 def test_two_presets_and_two_seeds_end_in_one_comparison(images, tmp_path, capsys) -> None:
     output = tmp_path / "out"
     assert (
@@ -373,6 +378,7 @@ def test_a_signal_leaves_a_run_that_resumes(images, tmp_path, number) -> None:
     assert list((run / "checkpoints").glob("task-*"))
 
 
+@pytest.mark.slow
 def test_check_data_and_doctor_speak_plainly(images, capsys) -> None:
     for args in (["--data.root", str(images)], [str(images)]):
         assert main(["check-data", *args]) == 0
@@ -388,6 +394,7 @@ def test_check_data_and_doctor_speak_plainly(images, capsys) -> None:
     assert rows["last block"].startswith("class token") and "on for CUDA" in rows["torch.compile"]
 
 
+@pytest.mark.slow
 def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) -> None:
     import timm
     import torch

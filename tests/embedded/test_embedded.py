@@ -46,6 +46,7 @@ def test_digits_are_deterministic_and_left_alone_when_complete(digits, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["digits"]
 
 
+@pytest.mark.slow
 def test_damaged_digits_are_redone(digits, tmp_path):
     root = tmp_path / "digits"
     shutil.copytree(digits, root)
@@ -129,10 +130,12 @@ def _lda_accuracy(pretrained: bool) -> float:
     return 100 * lda.score(feature[test], data.target[test])
 
 
+@pytest.mark.slow
 def test_frozen_features_separate_digits():
     assert _lda_accuracy(True) >= LDA_FLOOR
 
 
+@pytest.mark.slow
 def test_random_features_do_not_reach_the_floor():
     assert _lda_accuracy(False) < LDA_FLOOR
 

@@ -31,6 +31,7 @@ def run_python(script: str, **environment: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 @needs_library
 def test_one_openmp_runtime_is_loaded():
     script = """
@@ -46,6 +47,7 @@ print(*sorted(p for p in paths if "gomp" in p or "iomp" in p or "libomp" in p))
     assert len(libraries) == 1, libraries
 
 
+@pytest.mark.slow
 def test_without_the_library_auto_falls_back_and_an_explicit_choice_says_why():
     script = """
 import torch

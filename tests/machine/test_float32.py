@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from slca_fast.machine import float32
@@ -53,6 +54,7 @@ def test_cuda_has_no_tf32_while_a_run_lasts() -> None:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+@pytest.mark.slow
 def test_a_process_that_sets_its_precision_by_backend_keeps_it() -> None:
     # In a process of its own: torch has no way back from there.
     code = (

@@ -50,6 +50,7 @@ def test_ncm_resumes_to_the_same_weights_and_memory(images, finished, tmp_path, 
     assert resumed["accuracy_matrix"] == finished[1]["accuracy_matrix"]
 
 
+@pytest.mark.slow
 def test_ncm_evaluates_predicts_and_compares_from_its_folder(images, finished) -> None:
     output, summary = finished
     assert summary["method"] == "ncm" and summary["method_title"] == "NCM"
@@ -149,6 +150,7 @@ def watching(monkeypatch) -> None:
     monkeypatch.setitem(METHODS, "watching", About("Watching", "tests", "-", "drift", "watching:Watching"))
 
 
+@pytest.mark.slow
 def test_what_a_method_keeps_from_before_a_task_survives_a_stop(images, tmp_path, watching) -> None:
     options = (*SIZES, "--method", "watching")
     whole = run(tiny_config(images, tmp_path / "whole", *options), preset="demo")

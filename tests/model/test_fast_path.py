@@ -211,6 +211,7 @@ def test_a_batch_in_parts_has_the_gradients_and_the_loss_of_the_whole(monkeypatc
         torch.testing.assert_close(in_parts, at_once, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_says_who_computes_its_blocks(tmp_path) -> None:
     images = write_images(tmp_path / "images")
     summaries = [

@@ -203,6 +203,7 @@ def test_the_merged_weight_is_summed_before_it_is_rounded():
     assert lora_linear(x, weight, None, lora_A, lora_B, 1.0).item() == 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_opcheck(form, bias):
@@ -214,6 +215,7 @@ def test_opcheck(form, bias):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_compiles_without_graph_breaks(form, autocast):

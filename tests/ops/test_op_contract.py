@@ -80,6 +80,7 @@ def test_strided_inputs_give_the_same(spec, backend, device_type):
             torch.testing.assert_close(a, b, equal_nan=True)
 
 
+@pytest.mark.slow
 @over_cases
 def test_opcheck(spec, backend, device_type):
     for sample in some_samples(spec, device_type, torch.float32, 2):
@@ -90,6 +91,7 @@ def test_opcheck(spec, backend, device_type):
             torch.library.opcheck(op, op_args, op_kwargs)
 
 
+@pytest.mark.slow
 @over_cases
 def test_compiles_without_graph_breaks(spec, backend, device_type):
     for sample in some_samples(spec, device_type, torch.float32, 2):

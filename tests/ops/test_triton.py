@@ -13,6 +13,7 @@ from kernel_compiler import compile_for_hopper
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_contract_holds_in_the_interpreter():
     """One process for all ops: the interpreter must be chosen before triton is imported."""
     from slca_fast.ops.registry import all_ops

@@ -20,6 +20,7 @@ interpreted = pytest.mark.skipif(not triton_runtime.interpreted(), reason="test_
 compiled = pytest.mark.skipif(triton_runtime.interpreted(), reason="the interpreter does not compile")
 
 
+@pytest.mark.slow
 @compiled
 def test_in_the_interpreter():
     """One process: the interpreter must be chosen before triton is imported."""

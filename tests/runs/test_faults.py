@@ -139,6 +139,7 @@ def test_a_failure_at_every_file_operation_loses_one_checkpoint_at_most(tmp_path
     raise AssertionError("unreachable")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_or_fails_ends_a_run_in_one_line_and_the_run_goes_on(
     images, tmp_path, monkeypatch, capsys
 ) -> None:
@@ -171,6 +172,7 @@ def flip_a_bit(path: Path, rng: random.Random) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 def test_a_thousand_flipped_bits_are_all_detected(finished, tmp_path) -> None:
     output, _ = finished
     rng, undetected = random.Random(11), []

@@ -38,6 +38,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_finished_run_evaluates_predicts_and_reports(folder) -> None:
     before = json.loads((folder / "slca-complete/summary.json").read_text())
     model = load_run(folder / "slca-complete", "cpu")
@@ -51,6 +52,7 @@ def test_a_finished_run_evaluates_predicts_and_reports(folder) -> None:
     assert comparison_rows([folder / "slca-complete"])[0]["method"] == "SLCA"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_where_it_was(folder) -> None:
     before = json.loads((folder / "slcapp-stopped/summary.json").read_text())
     again = slca_fast("train", "slcapp-stopped/config.yaml", "--resume")
@@ -62,6 +64,7 @@ def test_a_stopped_run_goes_on_where_it_was(folder) -> None:
     assert slca_fast("evaluate", "slcapp-stopped").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_finished_run_resumes_to_its_own_summary(folder) -> None:
     before = json.loads((folder / "slca-complete/summary.json").read_text())
     assert slca_fast("train", "slca-complete/config.yaml", "--resume").returncode == 0
@@ -69,6 +72,7 @@ def test_a_finished_run_resumes_to_its_own_summary(folder) -> None:
     assert after["weights_sha256"] == before["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_a_changed_setting_is_still_refused(folder) -> None:
     again = slca_fast("train", "slcapp-stopped/config.yaml", "--resume", "--optim.lr", "0.5")
     assert again.returncode == 2 and "--optim.lr is 0.5 but the run was started with 0.01" in again.stderr
