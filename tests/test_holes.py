@@ -49,7 +49,9 @@ def dil(root: Path, output: Path, *extra: str, preset: str = "demo"):
 
 @pytest.mark.parametrize("preset", ["demo", "demo-slca", "demo-ncm"])
 @pytest.mark.parametrize("hole", [("train/bus/painting", "test/axe/painting"), ("train/cup/clipart", "test/cup/real")])
-def test_a_stream_of_domainnets_shape_with_its_holes_runs_resumes_and_evaluates(domains, tmp_path, preset, hole) -> None:
+def test_a_stream_of_domainnets_shape_with_its_holes_runs_resumes_and_evaluates(
+    domains, tmp_path, preset, hole
+) -> None:
     for place in hole:
         shutil.rmtree(domains / place)
     summary = run(dil(domains, tmp_path / "run", preset=preset), preset=preset)

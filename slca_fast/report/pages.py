@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from slca_fast.files import replace_bytes
 from slca_fast.report.comparison import RunGroup, group_runs, rows_of
 from slca_fast.runs.record import RunRecord, read_run
 
@@ -155,9 +155,7 @@ def _render(template: str, **values: Any) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """Replace the file in one step, so that a reader never sees half a report."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    replace_bytes(path, content)
 
 
 class _Figures(dict):

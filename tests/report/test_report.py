@@ -196,7 +196,7 @@ def test_headline_numbers_and_sections(tmp_path):
     assert "<details" in page.source
     for name in PNGS:
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG"), name
-    assert not list((tmp_path / "run").glob("*.partial"))
+    assert not list((tmp_path / "run").glob("*.new"))
 
 
 def test_report_is_deterministic(tmp_path):
