@@ -68,7 +68,7 @@ def test_the_wheel_is_for_every_python_and_only_the_package(tree) -> None:
     wheel = built(tree, "bdist_wheel", SLCA_FAST_NO_NATIVE="1")
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "slca_fast/kernels/native.py" in names and "slca_fast/report.html.j2" in names
+    assert "slca_fast/kernels/native.py" in names and "slca_fast/report/templates/run.html.j2" in names
     assert not [name for name in names if name.endswith((".cpp", ".h", ".hpp")) or name.startswith("tests")]
 
 
