@@ -309,7 +309,7 @@ def test_any_flipped_bit_is_refused_or_harmless(tmp_path):
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     path.write_bytes(safetensors.torch.save({"x": torch.zeros(2)}))
-    with pytest.raises(ValueError, match="no class Gaussians"):
+    with pytest.raises(ValueError, match="no gaussians"):
         ClassGaussians.load(path)
     measured(*some_rows(5, 3, 1)).save(path)
     tensors, header = gaussians_file.read(path)
