@@ -1,4 +1,7 @@
-"""A run's backbone for other code: plain timm weights, or LoRA as a PEFT adapter."""
+"""A run's backbone for other code: plain timm weights, or LoRA as a PEFT adapter.
+
+The model that is exported stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch import Tensor
 
 from slca_fast import files
 from slca_fast.errors import UserError
-from slca_fast.model.lora import TARGET_PATHS, lora_layers, merge_lora
+from slca_fast.model.lora import TARGET_PATHS, lora_layers, merged_state
 from slca_fast.runs.trained import TrainedModel
 
 
@@ -22,13 +25,13 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
     that pool) to ``final_norm_eps`` after loading, as the config's ``load`` says. It also says how images are
     normalised. Raises UserError for a domain-incremental run.
     """
-    vit = merge_lora(model.backbone.vit)
-    state = {name: tensor.cpu().contiguous() for name, tensor in vit.state_dict().items()}
     if model.plan.scenario != "cil":
         raise UserError(
             "--format timm: a domain-incremental run has one head per domain, timm has one head; "
             "export class-incremental runs"
         )
+    vit = model.backbone.vit
+    state = {name: tensor.cpu().contiguous() for name, tensor in merged_state(vit).items()}
     state["head.weight"] = model.classifier.weight_CD.cpu().contiguous()
     state["head.bias"] = model.classifier.bias_C.cpu().contiguous()
     data = model.config.data
