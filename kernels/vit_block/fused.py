@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import native
+from .passes import is_bf16
 
 _SIZES = ("images", "tokens", "queries", "heads", "dim", "hidden", "group", "num_threads")
 _POINTERS = (
@@ -114,9 +115,9 @@ def pack_weight(weight_OI: Tensor, transposed: bool) -> Tensor:
     num_out, num_in = weight_OI.shape
     summed, columns = (num_out, num_in) if transposed else (num_in, num_out)
     size = torch.empty(1, dtype=torch.int64)
-    _packed_size(_is_bf16(weight_OI), summed, columns, size)
+    _packed_size(is_bf16(weight_OI), summed, columns, size)
     packed = torch.empty(int(size), dtype=torch.int32)
-    _pack_weight(_is_bf16(weight_OI), weight_OI, num_out, num_in, transposed, packed)
+    _pack_weight(is_bf16(weight_OI), weight_OI, num_out, num_in, transposed, packed)
     return packed
 
 
@@ -137,7 +138,7 @@ def backward(
     """Fills all after ``rounded``, and overwrites ``grad``: vit_fused_block.cpp says with what."""
     _assert_fits(block)
     _backward(
-        _is_bf16(rounded_QD), ctypes.byref(block), grad_QD, rounded_QD,
+        is_bf16(rounded_QD), ctypes.byref(block), grad_QD, rounded_QD,
         grad_fc1_QF, grad_proj_QD, grad_qkv_MK, grad_x_MD, rounded_x_MD, sums,
     )  # fmt: skip
     _count(block, products_of_attention=4)
@@ -150,12 +151,7 @@ def outer(a_MO: Tensor, b_MI: Tensor, out_OI: Tensor | None = None) -> Tensor:
     if out_OI is None:
         out_OI = torch.empty(a_MO.shape[1], b_MI.shape[1], dtype=torch.float32, device="cpu")
     _outer(
-        _is_bf16(a_MO), a_MO, a_MO.shape[1], b_MI, b_MI.shape[1], len(a_MO), add, out_OI, torch.get_num_threads()
+        is_bf16(a_MO), a_MO, a_MO.shape[1], b_MI, b_MI.shape[1], len(a_MO), add, out_OI, torch.get_num_threads()
     )  # fmt: skip
     _flops += 2 * len(a_MO) * out_OI.numel()
     return out_OI
-
-
-def _is_bf16(tensor: Tensor) -> bool:
-    assert tensor.dtype in (torch.float32, torch.bfloat16) and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
-    return tensor.dtype == torch.bfloat16
