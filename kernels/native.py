@@ -14,7 +14,7 @@ import torch
 
 from .compiler import constant_to_the_compiler
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16")
 DEFAULT_LIBRARY = Path(__file__).parent / "_native" / "libslca_native.so"
 

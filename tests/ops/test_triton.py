@@ -59,11 +59,11 @@ def test_symmetric_cross_entropy_compiles_for_cuda(dtype, num_classes):
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter does not compile")
 def test_the_other_loss_kernels_compile_for_cuda():
-    from slca_fast.kernels.symmetric_cross_entropy import triton_kernel as symmetric
+    from slca_fast.kernels.row_loss import triton_kernel as row_loss
     from slca_fast.kernels.task_normalized_cross_entropy import triton_kernel as normalized
 
     compile_for_hopper(
-        symmetric.scale_rows_kernel,
+        row_loss.scale_rows_kernel,
         {"gradient_ptr": "*bf16", "upstream_ptr": "*fp32"},
         {"upstream_stride": "i32", "num_classes": "i32"},
         {"BLOCK": 4096},
