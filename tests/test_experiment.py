@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,3 +231,12 @@ def test_a_second_process_on_one_folder_is_refused_while_the_first_lives(images,
         holder.kill()
         holder.wait()
     assert run(config, preset="demo", resume=True)["status"] == "complete"
+
+
+def test_what_a_killed_process_was_replacing_is_cleared_away(images, finished, tmp_path) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    left = [tmp_path / "run/.summary.json.00ff.new", tmp_path / "run/checkpoints/.statistics-task-000.00ff.new"]
+    for path in left:
+        path.write_text("half")
+    run(tiny_config(images, tmp_path / "run", *SIZES), preset="demo", resume=True)
+    assert not [path for path in left if path.exists()]
