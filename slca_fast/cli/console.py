@@ -7,8 +7,10 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from slca_fast import metrics
 from slca_fast.metrics import TaskResult
 from slca_fast.runs.observer import Observer
+from slca_fast.runs.record import RunRecord
 from slca_fast.training.stage1 import EpochReport
 
 
@@ -70,6 +72,7 @@ class Bars(Observer):
     def indexing(self, done: int, total: int) -> None:
         if self.bar is None:
             self.phase_started("image files", total)
+        assert self.bar is not None
         self.progress.update(self.bar, completed=done)
 
     def task_started(self, task: int, num_tasks: int, num_classes: int, num_images: int) -> None:
@@ -94,6 +97,7 @@ class Bars(Observer):
     def advanced(self, num_images: int) -> None:
         self.phase_images += num_images
         speed = self.phase_images / max(time.monotonic() - self.phase_began, 1e-9)
+        assert self.bar is not None, "a phase has started"
         self.progress.update(self.bar, advance=num_images, speed=f"{speed:.0f} img/s")
 
     def epoch_finished(self, report: EpochReport, accuracy: dict[str, float]) -> None:
@@ -108,6 +112,14 @@ class Bars(Observer):
 
     def closed(self) -> None:
         self.progress.stop()
+
+
+def outcome_text(run: RunRecord) -> str:
+    """One line on a finished run: the metrics of its accuracies that tables show, and the seconds it took."""
+    shown = [metric for metric in metrics.columns() if metric.function is not None]
+    texts = [f"{metric.heading} {metric.text(run.metric(metric.name), metric.decimals)}" for metric in shown]
+    seconds = metrics.metric_named("total_seconds")
+    return ", ".join([*texts, f"{seconds.text(run.metric(seconds.name), seconds.decimals)} s"])
 
 
 def _epoch_text(report: EpochReport, accuracy: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from slca_fast.cli.config_args import Source, config_help, load_source, parse_ov
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_yaml
 from slca_fast.errors import UserError
+from slca_fast.methods.table import method_class
 
 USAGE = "slca-fast train PRESET|FILE.yaml ... [--a.b VALUE ...] [--output DIR] [--seeds S,S,..] [--resume]"
 FLAGS = ("--help", "--resume", "--print-config", "--profile")
@@ -72,6 +74,7 @@ def _plan_runs(options: argparse.Namespace, rest: list[str]) -> list[tuple[Sourc
             config = dataclasses.replace(config, output=None)
         for seed in seeds or [config.seed]:
             runs.append((source, dataclasses.replace(config, seed=seed, output=_output(options, source, config, seed))))
+            method_class(config.method).check(config)
     taken: dict[str, str] = {}
     for source, config in runs:
         if config.output in taken:
@@ -103,12 +106,12 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from slca_fast.cli.console import observer_for
+    from slca_fast.cli.console import observer_for, outcome_text
     from slca_fast.experiment import Interrupted, run
     from slca_fast.machine.environment import pick_device
     from slca_fast.machine.ranks import join_ranks, restarted
-    from slca_fast.report.pages import comparison_table, write_report
     from slca_fast.runs.observer import Observer
+    from slca_fast.runs.reading import read_run
 
     ranks = join_ranks(any(pick_device(config.runtime.device).type == "cuda" for _, config in runs))
     console = Console(stderr=False)
@@ -119,13 +122,15 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
     resumed = options.resume or restarted()
     resumes = ranks.from_first(lambda: _which_resume([config for _, config in runs], resumed, options.resume))
     for (source, config), resume in zip(runs, resumes):
+        assert config.output is not None
         folder = Path(config.output)
         prefix = f"[{source.name} seed {config.seed}] " if len(runs) > 1 else ""
         observer = observer_for(console, prefix, config.optim.epochs) if ranks.is_first else Observer()
+        profiler = None
         if options.profile:
             from slca_fast.cli.profiling import ProfilingObserver
 
-            observer = ProfilingObserver(observer)
+            observer = profiler = ProfilingObserver(observer)
         with stop:
             try:
                 summary = run(
@@ -144,19 +149,20 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
                 return 128 + (stop.number or signal.SIGTERM)
         if not ranks.is_first:
             continue
-        if options.profile:
-            console.print(f"profile: {observer.write(folder, summary)}", highlight=False, markup=False, soft_wrap=True)
+        if profiler is not None:
+            console.print(f"profile: {profiler.write(folder, summary)}", highlight=False, markup=False, soft_wrap=True)
+        from slca_fast.report.run_page import write_report
+
         report = write_report(folder)
         done.append(folder)
         console.print(
-            f"{prefix}Last {summary['last_accuracy']:.2f}, Inc {summary['average_incremental_accuracy']:.2f}, "
-            f"forgetting {summary['forgetting']:.2f}, {summary['total_seconds']:.1f} s; report: {report}",
+            f"{prefix}{outcome_text(read_run(folder))}; report: {report}",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
     if len(done) > 1:
-        _compare(done, console, comparison_table)
+        _compare(done, console)
     ranks.leave()
     return 0
 
@@ -165,7 +171,7 @@ def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bo
     """Whether each run is continued; raises UserError, before the first of them, for folders that forbid it."""
     from slca_fast.runs.folder import begun, require_free
 
-    folders = [Path(config.output) for config in configs]
+    folders = [Path(config.output) for config in configs if config.output is not None]
     if not resumed:
         for folder in folders:
             require_free(folder)
@@ -175,8 +181,9 @@ def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bo
     return [begun(folder) for folder in folders]
 
 
-def _compare(done: list[Path], console: Console, comparison_table) -> None:
-    from slca_fast.report.pages import compare_runs
+def _compare(done: list[Path], console: Console) -> None:
+    from slca_fast.report.comparison_page import compare_runs
+    from slca_fast.report.comparison_table import comparison_table
 
     console.print(comparison_table(done))
     parent = Path(os.path.commonpath(done))
@@ -196,7 +203,7 @@ class StopSignal:
         self.number = 0
         self.speaks, self.deaf_seconds = speaks, deaf_seconds
         self._first_at = 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def asked(self) -> bool:
         return self.number != 0

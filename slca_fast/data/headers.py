@@ -6,15 +6,16 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing
 from slca_fast.data.images import BadImage, Header, check_megapixels, read_header
+from slca_fast.files import replace_text
 
 _CHUNK = 64
 _FORMAT_VERSION = 1
@@ -58,9 +59,7 @@ class HeaderStore:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as file:
-                json.dump({"version": _FORMAT_VERSION, "files": self._seen}, file)
-            os.replace(file.name, self._file)
+            replace_text(self._file, json.dumps({"version": _FORMAT_VERSION, "files": self._seen}))
         except OSError as error:
             _log.warning("the index is not remembered: %s cannot be written (%s)", self._file, error.strerror)
 
@@ -75,7 +74,7 @@ class HeaderStore:
             return {}
 
 
-def _header_of(row: object) -> Header | None:
+def _header_of(row: Any) -> Header | None:
     """The header in a row of the remembered index; None for one that this program did not write."""
     try:
         _, values = row

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from slca_fast.files import replace_bytes, replace_text
 
 from .glyphs import ASCII_FONTS, CHARACTERS, MEAN, STD, UNICODE_FONTS, LetterBatches, build_atlas, learning_rate
 
@@ -66,11 +68,11 @@ def pretrain(
     The final LayerNorm keeps weight 1 and bias 0, so a fresh one may replace it and features stay the same.
     Raises ValueError for digits among `characters`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     from timm import create_model
 
     output = Path(output)
-    kwargs = dict(MODEL_KWARGS if model_kwargs is None else model_kwargs)
+    kwargs: dict[str, Any] = dict(MODEL_KWARGS if model_kwargs is None else model_kwargs)
     atlas = build_atlas(characters, fonts)
     torch.manual_seed(seed)
     model = create_model(MODEL_NAME, num_classes=len(characters), **kwargs)
@@ -123,12 +125,8 @@ def pretrain(
         held_out = LetterBatches(atlas, kwargs["img_size"], seed + 1_000_003)
         info["letter_accuracy_percent"] = round(letter_accuracy(model, held_out, evaluate), 2)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    save_file(weights, str(partial), metadata={"format": "pt"})
-    os.chmod(partial, 0o644)  # safetensors writes for the owner only
-    os.replace(partial, output)
-    text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
-    output.with_suffix(".json").write_text(text, encoding="utf-8")
+    replace_bytes(output, save(weights, metadata={"format": "pt"}))
+    replace_text(output.with_suffix(".json"), json.dumps(info, indent=2, ensure_ascii=False) + "\n")
     return info
 
 

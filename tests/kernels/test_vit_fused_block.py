@@ -6,6 +6,7 @@ import ctypes
 
 import pytest
 import torch
+
 from slca_fast.kernels import native
 from slca_fast.kernels.vit_block import fused, passes
 

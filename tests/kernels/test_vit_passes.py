@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slca_fast.kernels.vit_block import passes
 from torch import Tensor
+
+from slca_fast.kernels.vit_block import passes
 
 pytestmark = pytest.mark.skipif(passes.why_not() is not None, reason=str(passes.why_not()))
 

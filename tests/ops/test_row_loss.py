@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
+
 from slca_fast.kernels import triton_runtime
 from slca_fast.kernels.row_loss.rows import Rows
-
 from slca_fast.ops import symmetric_cross_entropy, task_normalized_cross_entropy
 from slca_fast.ops.row_loss import RowLoss
 
