@@ -23,17 +23,23 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
     ``timm.create_model(architecture, num_classes=n, **kwargs)`` loads it strictly: row i of the head is ``classes[i]``.
     timm takes the eps of the final norm from the architecture: set ``vit.norm.eps`` (``vit.fc_norm.eps`` for models
     that pool) to ``final_norm_eps`` after loading, as the config's ``load`` says. It also says how images are
-    normalised. Raises UserError for a domain-incremental run.
+    normalised. Raises UserError for a domain-incremental run and for a method without a linear head.
     """
     if model.plan.scenario != "cil":
         raise UserError(
             "--format timm: a domain-incremental run has one head per domain, timm has one head; "
             "export class-incremental runs"
         )
+    head = model.classifier.linear()
+    if head is None:
+        raise UserError(
+            f"--format timm: --method {model.config.method} does not classify by one linear head, as timm does; "
+            "use --format peft or slca-fast predict"
+        )
     vit = model.backbone.vit
     state = {name: tensor.cpu().contiguous() for name, tensor in merged_state(vit).items()}
-    state["head.weight"] = model.classifier.weight_CD.cpu().contiguous()
-    state["head.bias"] = model.classifier.bias_C.cpu().contiguous()
+    state["head.weight"] = head.weight_CD.cpu().contiguous()
+    state["head.bias"] = head.bias_C.cpu().contiguous()
     data = model.config.data
     norm_name = "norm" if hasattr(vit.norm, "eps") else "fc_norm"
     final_norm = getattr(vit, norm_name)
