@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import timm
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from slca_fast import files
 from slca_fast.errors import UserError
+from slca_fast.model.class_token import plain_features
+from slca_fast.model.head import LinearClassifier
 from slca_fast.model.lora import TARGET_PATHS, lora_layers, merged_state
 from slca_fast.runs.trained import TrainedModel
+
+LOGIT_ERROR = 1e-4
+"""Largest difference from timm's logits, relative to the largest: what another order of float32 sums explains."""
 
 
 def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
@@ -23,7 +31,8 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
     ``timm.create_model(architecture, num_classes=n, **kwargs)`` loads it strictly: row i of the head is ``classes[i]``.
     timm takes the eps of the final norm from the architecture: set ``vit.norm.eps`` (``vit.fc_norm.eps`` for models
     that pool) to ``final_norm_eps`` after loading, as the config's ``load`` says. It also says how images are
-    normalised. Raises UserError for a domain-incremental run and for a method without a linear head.
+    normalised. Raises UserError for a domain-incremental run, a classifier that is not linear, and a model that plain
+    timm does not load to the same logits.
     """
     if model.plan.scenario != "cil":
         raise UserError(
@@ -32,14 +41,13 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
         )
     head = model.classifier.linear()
     if head is None:
-        raise UserError(
-            f"--format timm: --method {model.config.method} does not classify by one linear head, as timm does; "
-            "use --format peft or slca-fast predict"
-        )
+        raise UserError(f"--format timm: the classifier of method {model.config.method} is not linear, timm's head is")
     vit = model.backbone.vit
     state = {name: tensor.cpu().contiguous() for name, tensor in merged_state(vit).items()}
-    state["head.weight"] = head.weight_CD.cpu().contiguous()
-    state["head.bias"] = head.bias_C.cpu().contiguous()
+    # A distilled model takes the mean of two heads on two tokens: equal ones are ours on the mean token.
+    for name in ("head", *(["head_dist"] if hasattr(vit, "head_dist") else [])):
+        state[f"{name}.weight"] = head.weight_CD.cpu().contiguous()
+        state[f"{name}.bias"] = head.bias_C.cpu().contiguous()
     data = model.config.data
     norm_name = "norm" if hasattr(vit.norm, "eps") else "fc_norm"
     final_norm = getattr(vit, norm_name)
@@ -56,7 +64,33 @@ def export_timm(model: TrainedModel, folder: Path) -> list[Path]:
         "std": data.std,
         "recipe": data.recipe,
     }
+    _require_same_logits(model, head, state, config, norm_name)
     return _write(folder, {"model.safetensors": save(state), "config.json": _json(config)})
+
+
+def _require_same_logits(
+    model: TrainedModel, head: LinearClassifier, state: dict[str, Tensor], config: dict[str, Any], norm_name: str
+) -> None:
+    """Raises UserError unless plain timm loads ``state`` and gives the run's logits (``head`` on its features)."""
+    plain = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["kwargs"]).eval()
+    try:
+        plain.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
+    except RuntimeError as error:
+        raise UserError(
+            f"--format timm: plain timm cannot load this run's {model.config.model.name} "
+            f"({' '.join(str(error).split())[:200]}); train with --model.reset_final_norm false"
+        ) from error
+    getattr(plain, norm_name).eps = config["final_norm_eps"]
+    size, device = model.config.data.image_size, model.device
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = head.scores(plain_features(model.backbone.vit, images.to(device)).float()).cpu()
+        difference = (plain(images) - expected).abs().max().item()
+    if not difference <= LOGIT_ERROR * max(1.0, expected.abs().max().item()):
+        raise UserError(
+            f"--format timm: plain timm gives other logits than the run (by {difference:.2g}): its "
+            f"{model.config.model.name} computes its features in another way"
+        )
 
 
 def export_peft(model: TrainedModel, folder: Path) -> list[Path]:

@@ -73,7 +73,7 @@ class _NoHead:
 
 
 def test_a_method_without_a_linear_head_is_refused_by_name(model, tmp_path) -> None:
-    with pytest.raises(UserError, match=f"--method {model.config.method} does not classify by one linear head"):
+    with pytest.raises(UserError, match=f"classifier of method {model.config.method} is not linear"):
         export_timm(replace(model, classifier=_NoHead(model)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
