@@ -38,7 +38,7 @@ PIXELS = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def everything(model: TrainedModel) -> dict[str, torch.Tensor]:
     """A copy of all weights, and what the model predicts."""
     vit = copy.deepcopy(model.backbone.vit.state_dict())
-    return {**vit, "classifier": model.classifier.weight_CD.clone(), "scores": model.scores(PIXELS)}
+    return {**vit, **copy.deepcopy(dict(model.classifier.tensors())), "scores": model.scores(PIXELS)}
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -60,6 +60,22 @@ def test_each_format_can_follow_the_other(model, finished, tmp_path) -> None:
     after = [path.read_bytes() for path in export_peft(model, tmp_path / "peft")]
     assert after == [path.read_bytes() for path in export_peft(load_run(finished, "cpu"), tmp_path / "alone")]
     assert json.loads((tmp_path / "timm" / "config.json").read_text())["num_classes"] == 4
+
+
+class _NoHead:
+    """A classifier without weights that rank as it does."""
+
+    def __init__(self, model: TrainedModel) -> None:
+        self.task_sizes = model.classifier.task_sizes
+
+    def linear(self) -> None:
+        return None
+
+
+def test_a_method_without_a_linear_head_is_refused_by_name(model, tmp_path) -> None:
+    with pytest.raises(UserError, match=f"classifier of method {model.config.method} is not linear"):
+        export_timm(replace(model, classifier=_NoHead(model)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refused_export_leaves_the_model_and_the_folder_alone(model, tmp_path) -> None:

@@ -27,5 +27,6 @@ def scale_rows_(gradient_BC: torch.Tensor, upstream_B: torch.Tensor) -> None:
         return
     block = min(triton.next_power_of_2(max(num_classes, 16)), 4096)
     scale_rows_kernel[(num_rows,)](
-        gradient_BC, upstream_B, upstream_B.stride(0), num_classes, BLOCK=block, num_warps=max(1, block // 512)
-    )
+        gradient_BC, upstream_B, upstream_B.stride(0), num_classes, BLOCK=block,
+        num_warps=max(1, block // 512),  # pyright: ignore[reportCallIssue]  (an option of the launch)
+    )  # fmt: skip

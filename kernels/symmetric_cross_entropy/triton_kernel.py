@@ -47,7 +47,7 @@ def symmetric_cross_entropy_row_kernel(
         total = total_other + e_label
         floored = inside & (e_other < floor * total) & (column != label)
         kept = tl.where(floored, 0.0, e_other)
-        kept_sum = tl.sum(kept, axis=0) / total
+        kept_sum = tl.sum(kept, axis=0) / total  # pyright: ignore[reportOperatorIssue]  (a sum over one axis is a tensor)
         num_floored = tl.sum(tl.where(floored, 1.0, 0.0), axis=0)
         z_label = tl.sum(tl.where(is_label, z, 0.0), axis=0)
         loss = ce_weight * (tl.log(total) + z_max - z_label) + reverse_weight * (kept_sum + floor * num_floored)
