@@ -1,7 +1,8 @@
 """Loads the native CPU library (kernels/csrc, built by CMake) through ctypes: raw pointers in, no libtorch.
 
-Environment variables, read when the library is first wanted: SLCA_FAST_NO_NATIVE=1 keeps it out, SLCA_FAST_NATIVE_LIBRARY
-names another file, SLCA_FAST_NATIVE_ISA holds it to one of ``ISA_NAMES``, as if the processor had no more.
+Environment variables, read when the library is first wanted: SLCA_FAST_NO_NATIVE=1 keeps it out,
+SLCA_FAST_NATIVE_LIBRARY names another file, SLCA_FAST_NATIVE_ISA holds it to one of ``ISA_NAMES``, as if the processor
+had no more.
 """
 
 from __future__ import annotations

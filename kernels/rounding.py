@@ -1,7 +1,7 @@
 """The units in which kernels/<op>/error_bound.py count: what one rounding costs, and what underflow takes away.
 
 The rules are those of Higham, "Accuracy and Stability of Numerical Algorithms" (2002), chapters 2 to 4: one operation
-errs by at most one unit of its result, and a sum of n terms, in any order, by at most n units of the sum of their sizes.
+errs by at most one unit of its result, a sum of n terms, in any order, by at most n units of the sum of their sizes.
 An exp, log, sqrt or division is granted 4 units: what the approximate ones of a GPU take.
 """
 
@@ -14,6 +14,10 @@ from torch import Tensor
 def unit(dtype: torch.dtype) -> float:
     """The largest relative error of one rounding to ``dtype``."""
     return torch.finfo(dtype).eps / 2
+
+
+# What the float64 truth loses of a probability's distance from 1: autograd takes it as p - 1, or finds it clamped.
+TRUTH_BESIDE_1 = 4 * unit(torch.float64)
 
 
 def underflow(dtype: torch.dtype) -> float:

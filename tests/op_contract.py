@@ -115,7 +115,7 @@ def _assert_near(
         return
     assert bound[counts].isfinite().all(), f"{what}: no finite bound"
     error, eager_error = ((t.double() - truth)[counts].abs() for t in (ours, eager))
-    # In float64 the truth has an error of its own, as large; Triton's interpreter cuts bfloat16 off instead of rounding.
+    # In float64 the truth errs as much itself; Triton's interpreter cuts bfloat16 off instead of rounding.
     twice = dtype == torch.float64 or (dtype == torch.bfloat16 and triton_runtime.interpreted())
     derived = bound[counts] * (2 if twice else 1)
     allowed = derived.clamp(min=margin * eager_error.max().item())

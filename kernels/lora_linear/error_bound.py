@@ -24,7 +24,7 @@ def lora_linear_error_bound(
     """Bounds (of y, of the gradients by what requires one), float64; see ``OpSpec.error_bound``.
 
     Everything is a chain of at most three products: it errs by the lengths of its sums in units of the dtype that sums,
-    and by 8 roundings to the dtype of ``x`` on the way. The sizes are those of the same products of absolute values.
+    and by 5 roundings to the dtype of ``x`` on the way. The sizes are those of the same products of absolute values.
     """
     one, last = unit(accumulate_dtype(x.dtype)), unit(x.dtype)
     tensors = (x, weight_OI, bias_O, lora_A_RI, lora_B_OR)
@@ -34,7 +34,7 @@ def lora_linear_error_bound(
     terms = (num_out + rank, num_rows, num_rows, num_rows + num_out, num_rows + num_in)
 
     def error(size: Tensor, num_terms: int) -> Tensor:
-        return (8 * last + (num_terms + 8) * one) * size + underflow(x.dtype)
+        return (5 * last + (num_terms + 8) * one) * size + underflow(x.dtype)
 
     y = lora_linear(*sizes, abs(scale), form)
     outputs = [error(y.detach(), num_in + rank)]

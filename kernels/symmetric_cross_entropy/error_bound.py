@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..rounding import accumulate_dtype, softmax_error, underflow, unit
+from ..rounding import TRUTH_BESIDE_1, accumulate_dtype, softmax_error, underflow, unit
 from .reference import PROBABILITY_FLOOR, REVERSE_SCALE
 
 
@@ -24,9 +24,9 @@ def symmetric_cross_entropy_error_bound(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Bounds (of the loss, of the gradient by the logits), float64; see ``OpSpec.error_bound``.
 
-    r_k is the relative error of p_k (``softmax_error``). A row's loss errs by a r_y + bA sum_k p_k r_k and the sum's own
-    C units, the gradient by the same at each term, and by a whole bA p_k where p_k is so close to the clamp that
-    rounding decides on which side it is. Multiplying by the weights and summing B rows costs B units more.
+    r_k is the relative error of p_k (``softmax_error``). A row's loss errs by a r_y + bA sum_k p_k r_k and C units
+    of the sum, the gradient by the same at each term, and by a whole bA p_k where p_k is so close to the clamp that
+    rounding decides on which side it is. The weights and the sum over B rows cost B units more.
     """
     one, last = unit(accumulate_dtype(logits_BC.dtype)), unit(logits_BC.dtype)
     weight_B = (target_B != ignore_index).double()
@@ -66,5 +66,6 @@ def symmetric_cross_entropy_error_bound(
     label_error_B1 = a * (other_error_B1 + num_classes * one * rest_B1)
     label_error_B1 += b * p_y_B1 * (slope_error_B1 + kept_B1 * error_BC.gather(1, label_B1))
     gradient_BC = gradient_BC.scatter(1, label_B1, label_error_B1) + (row_units + 3 * last) * term_BC
+    gradient_BC += used_B1 * (a + b) * TRUTH_BESIDE_1
     factor_B = scale_B * upstream[0].double()
     return [loss], [factor_B.abs()[:, None] * gradient_BC + used_B1 * (1 + a + b) * underflow(logits_BC.dtype)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..rounding import accumulate_dtype, softmax_error, underflow, unit
+from ..rounding import TRUTH_BESIDE_1, accumulate_dtype, softmax_error, underflow, unit
 from .reference import NORM_FLOOR
 
 
@@ -20,8 +20,8 @@ def task_normalized_cross_entropy_error_bound(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Bounds (of the loss, of the gradient by the logits), float64; see ``OpSpec.error_bound``.
 
-    n, a mean of K roots of sums of squares, errs by K units and half the largest task; all u = z / (n tau) share that, so
-    their differences err by as many units of themselves, and by a few of u where every u was rounded alone.
+    n, a mean of K roots of sums of squares, errs by K units and half the largest task; all u = z / (n tau) share that,
+    so their differences err by as many units of themselves, and by a few of u where every u was rounded alone.
     ``softmax_error`` takes it from there. g . z / n is a sum of C terms; the mean is one of B rows.
     """
     one, last = unit(accumulate_dtype(logits_BC.dtype)), unit(logits_BC.dtype)
@@ -46,7 +46,8 @@ def task_normalized_cross_entropy_error_bound(
     rest_B1 = other_BC.sum(dim=1, keepdim=True)
     g_BC = other_BC.scatter(1, label_B1, rest_B1)
     g_error_BC = other_BC * error_BC
-    g_error_BC = g_error_BC.scatter(1, label_B1, g_error_BC.sum(dim=1, keepdim=True) + num_classes * one * rest_B1)
+    label_error_B1 = g_error_BC.sum(dim=1, keepdim=True) + num_classes * one * rest_B1 + TRUTH_BESIDE_1
+    g_error_BC = g_error_BC.scatter(1, label_B1, label_error_B1)
     along_B1 = (g_BC * z_BC.abs()).sum(dim=1, keepdim=True) / n_B1
     along_error_B1 = (g_error_BC * z_BC.abs()).sum(dim=1, keepdim=True) / n_B1
     along_error_B1 += (norm_units + num_classes * one) * along_B1
