@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test bench lint torture clean
+.PHONY: demo test test-quick bench lint types torture clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -17,12 +17,20 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(INSTALL) -e .[test,dali]
 	touch $@
 
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(INSTALL) -e .[lint]
+	touch $@
+
 # --resume: a second call finishes what the first has left, and shows finished runs again.
 demo: $(VENV)/.installed
 	$(BIN)/python -m slca_fast train demo-seqft demo-slca demo --output runs/demo --resume
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Without what is marked by hand as slow or thorough (CONTRIBUTING.md): under 90 s on two cores.
+test-quick: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not thorough"
 
 bench: $(VENV)/.installed-test
 	$(BIN)/slca-fast bench --suite ops
@@ -32,8 +40,17 @@ bench: $(VENV)/.installed-test
 torture: $(VENV)/.installed-test
 	SLCA_FAST_TEST_KILLS=100 SLCA_FAST_TEST_EVERY_FAULT=1 $(BIN)/python -m pytest --timeout 7200 tests/runs/test_kill.py tests/runs/test_faults.py
 
-lint: $(VENV)/.installed-test
+lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(MAKE) types
+
+# setup.py installs kernels/ as slca_fast.kernels; a type checker gets that shape as links. The environment variable
+# keeps pyright from asking PyPI for a newer version.
+types: $(VENV)/.installed-lint
+	rm -rf build/typing && mkdir -p build/typing/slca_fast
+	ln -s $(addprefix ../../../,$(filter-out slca_fast/kernels,$(wildcard slca_fast/*)) kernels) build/typing/slca_fast
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright build/typing/slca_fast/*
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info kernels/_native

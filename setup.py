@@ -68,7 +68,7 @@ class Wheel(bdist_wheel):
 
 setup(
     packages=[
-        *find_packages(str(ROOT), include=["slca_fast", "slca_fast.*"]),
+        *find_packages(str(ROOT), include=["slca_fast", "slca_fast.*"], exclude=["slca_fast.kernels*"]),
         "slca_fast.kernels",
         *(f"slca_fast.kernels.{name}" for name in find_packages(str(ROOT / "kernels"))),
     ],

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slca_fast.errors import UserError
-
-Recipe = Literal["imagenet-r", "cub200", "cars196", "resisc45", "domainnet", "cifar100", "none"]
+from slca_fast.datasets import recipes
+from slca_fast.errors import UserError, did_you_mean
 
 
 def _require(condition: bool, option: str, value: object, fix: str) -> None:
@@ -65,8 +64,8 @@ class DataConfig:
     """Most memory in GB that the resident cache may take; none: a share of what is free."""
     policy: Literal["fail", "quarantine"] = "fail"
     """What a bad file does: stop before training with the whole list, or be skipped, listed and counted."""
-    recipe: Recipe = "imagenet-r"
-    """Training and test transforms, named after the data set they were published for; none: no augmentation."""
+    recipe: str = "imagenet-r"
+    """Training and test transforms, named after their data set (slca_fast/datasets.py); none: no augmentation."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Per-channel mean subtracted after scaling to [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -93,6 +92,9 @@ class DataConfig:
                 value,
                 "give three finite numbers, one per RGB channel",
             )
+        if self.recipe not in (known := recipes()):
+            fix = f"give one of {', '.join(known)}{did_you_mean(self.recipe, known)}"
+            raise UserError(f"--data.recipe is {self.recipe!r}: {fix}")
         _require(min(self.std) > 0, "data.std", self.std, "give positive numbers")
         _require(
             self.num_workers is None or self.num_workers >= 1,
@@ -334,6 +336,10 @@ class Config:
     """Fixes the class order, the initial heads, the data order and augmentation, and the sampled features."""
     output: str | None = None
     """Run folder; none: runs/<preset>-seed<seed>."""
+    method: str = "slca"
+    """What is remembered of a task and how it classifies: seqft, slowft, probe, joint, slca, slcapp or ncm."""
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of that method alone, e.g. ``{metric: euclidean}`` for ncm; those of slca and slcapp are ``align``."""
     tasks: TasksConfig = field(default_factory=TasksConfig)
     """Cutting the classes into tasks."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,6 +11,9 @@ import yaml
 from slca_fast.config import Config
 from slca_fast.errors import UserError
 
+FREE_MAPPINGS = ("model.kwargs", "method_settings")
+"""Keys whose values are mappings of names that the configuration does not know."""
+
 
 def config_to_dict(config: Any) -> dict[str, Any]:
     """Nested dictionaries and lists of plain values, ready for JSON or YAML."""
@@ -63,11 +66,11 @@ def _hints(cls: type) -> list[Any]:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as ``{"optim.lr": 0.01, ...}``; ``model.kwargs`` stays one value."""
+    """Nested dictionaries as ``{"optim.lr": 0.01, ...}``; ``model.kwargs`` and ``method_settings`` stay one value."""
     flat = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict) and name != "model.kwargs":
+        if isinstance(value, dict) and name not in FREE_MAPPINGS:
             flat.update(flatten(value, f"{name}."))
         else:
             flat[name] = value

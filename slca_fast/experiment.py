@@ -3,71 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slca_fast.config import Config
-from slca_fast.config_file import config_to_dict, config_to_yaml
-from slca_fast.data.index import load_dataset
-from slca_fast.data.share import share_of_machine
-from slca_fast.data.stream import ImageSet, Stream
+from slca_fast.data.stream import ImageSet
 from slca_fast.errors import UserError
-from slca_fast.files import replace_json, replace_text
-from slca_fast.machine.environment import (
-    device_description,
-    peak_memory_bytes,
-    pick_compile,
-    pick_device,
-    pick_precision,
-    versions,
-)
-from slca_fast.machine.float32 import fast_float32_products, float32_products_backend
+from slca_fast.files import replace_json
+from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.machine.process import steady_process
 from slca_fast.machine.ranks import ALONE, Ranks
-from slca_fast.methods.alignment import align
-from slca_fast.methods.class_statistics import measure_classes
-from slca_fast.methods.gaussians import ClassGaussians
-from slca_fast.methods.presets import method_of_config
-from slca_fast.metrics import TaskResult, summary_metrics
-from slca_fast.model.attention import CANDIDATES, AttentionChoice, choose_attention
-from slca_fast.model.backbone import build_backbone
-from slca_fast.model.cpu.stack import why_torch_multiplies
-from slca_fast.model.head import Classifier, LinearClassifier
-from slca_fast.ops.registry import automatic_backends
-from slca_fast.runs.folder import RunFolder
+from slca_fast.metrics import summary_metrics
+from slca_fast.runs.checkpoints import Checkpoints
+from slca_fast.runs.clock import Clock
+from slca_fast.runs.facts import run_facts
 from slca_fast.runs.observer import Observer
-from slca_fast.runs.resume import (
-    Position,
-    data_sha256,
-    frozen_state,
-    refuse_changes,
-    restore_frozen,
-    restore_model,
-    restore_optimizer,
-    saved_progress,
-    snapshot_tensors,
-    trainable_state,
-)
-from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, weights_sha256, write_snapshot
+from slca_fast.runs.setup import Setup, set_up
+from slca_fast.runs.state import Position
 from slca_fast.runs.summary import write_results
-from slca_fast.runs.tracking import open_trackers
-from slca_fast.tasks import TaskPlan, plan_tasks
 from slca_fast.training.evaluation import evaluate
 from slca_fast.training.features import StoppedPass, extract_features
-from slca_fast.training.optim import optimizer_backend
-from slca_fast.training.stage1 import EpochReport, NonFiniteLoss, Stage1, Stopped
+from slca_fast.training.stage1 import EpochReport, Stage1, Stopped
 
 OUT_OF_MEMORY = (
     "out of memory in {where}: lower --optim.batch_size, keep images elsewhere with --data.cache host (or off), "
     "or compute with --runtime.precision bf16"
 )
-PHASES = ("stage1", "statistics", "alignment", "evaluation", "data", "compile")
 
 
 class Interrupted(Exception):
@@ -95,473 +61,192 @@ def run(
     Raises UserError for options and DataError for data that cannot be used, before anything is written, and OSError
     with the file's name when the disk fails; ``resume`` then goes on from the last checkpoint.
     """
-    experiment = Experiment(config, preset, resume, observer or Observer(), should_stop, ranks)
+    observer = observer or Observer()
+    setup = None
     try:
-        with fast_float32_products(experiment.device), steady_process(experiment.device):
-            return experiment.run()
+        clock = Clock(ranks)
+        setup = set_up(config, preset, resume, observer, ranks, clock)
+        with fast_float32_products(setup.device), steady_process(setup.device):
+            return Experiment(setup, observer, should_stop, ranks, clock).run()
     finally:
-        experiment.close()
+        observer.closed()
+        if setup is not None:
+            setup.close()
 
 
 class Experiment:
-    """One run's values, from the configuration to the summary."""
+    """One run from where its checkpoints left it to its summary."""
 
     def __init__(
-        self,
-        config: Config,
-        preset: str,
-        resume: bool,
-        observer: Observer,
-        should_stop: Callable[[], bool],
-        ranks: Ranks,
+        self, setup: Setup, observer: Observer, should_stop: Callable[[], bool], ranks: Ranks, clock: Clock
     ) -> None:
-        self.began = time.perf_counter()
-        self.ranks = ranks
-        self.preset, self.observer, self.should_stop = preset, observer, should_stop
-        self.config = config = dataclasses.replace(config, output=config.output or f"runs/{preset}-seed{config.seed}")
-        self.folder: RunFolder | None = None
-        self.stream: Stream | None = None
-        self.device = ranks.device(pick_device(config.runtime.device))
-        self.precision = pick_precision(config.runtime.precision, self.device)
-        if config.runtime.num_threads is not None:
-            torch.set_num_threads(config.runtime.num_threads)
-        with ranks.first_before_others():
-            self.dataset = load_dataset(config.data, observer.indexing)
-        self.data_hash = data_sha256(self.dataset)
-        ranks.require_same("images", self.data_hash)
-        self.plan: TaskPlan = plan_tasks(
-            len(self.dataset.class_names),
-            config.seed,
-            num_domains=len(self.dataset.train.domain_names) or 1,
-            **dataclasses.asdict(config.tasks),
-        )
-        self.backbone = build_backbone(config.model, config.data.image_size, config.seed).to(self.device)
-        self.compiled = pick_compile(config.runtime.compile, self.device)
-        self._choose_fast_path()
-        self.classifier = Classifier(self.backbone.feature_dim)
-        self.gaussians = ClassGaussians(self.backbone.feature_dim, ridge=config.align.ridge)
-        self.aligned: LinearClassifier | None = None
-        self.results: list[TaskResult] = []
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.earlier_seconds = 0.0
-        self.trained_images, self.train_seconds = 0, 0.0
-        self.position = Position(0, 0, 0, 0.0)
-        self.optimizer_state: dict[str, Tensor] | None = None
-        self.frozen_hash = weights_sha256(frozen_state(self.backbone))
-        if not ranks.alone:
-            ranks.require_same("weights", weights_sha256(self.backbone.state_dict()))
-        self.folder = RunFolder(Path(config.output), resume, owner=ranks.is_first)
-        if ranks.is_first:
-            self.folder.trackers = open_trackers(config.track, self.folder.path, config_to_dict(config))
-        self.saved_at = time.monotonic()
-        self.save_seconds = self.checkpoint_seconds = 0.0
-        share = share_of_machine(config.data, ranks, self.device)
-        self.stream = Stream(self.dataset, self.plan, share, config.optim.batch_size, self.device)
-        if resume:
-            self._restore()
-        else:
-            self._begin_folder()
-        self.seconds["data"] += time.perf_counter() - self.began
+        self.observer, self.should_stop, self.ranks, self.clock = observer, should_stop, ranks, clock
+        self.setup = setup
+        self.config, self.plan, self.stream, self.folder = setup.config, setup.plan, setup.stream, setup.folder
+        self.learned, self.execution, self.device = setup.learned, setup.execution, setup.device
+        self.results = list(setup.results)
+        self.checkpoints = Checkpoints(setup, ranks, clock)
+        self.position, self.optimizer_state = setup.position, setup.optimizer_state
 
     def run(self) -> dict[str, Any]:
         """The main loop of the paper."""
         if self.position.task == self.plan.num_tasks:
-            return self._finished()
-        self._compile()
+            summary = self.ranks.from_first(self.folder.summary)
+            return self._write_summary("complete") if summary is None else summary
+        if self.execution.compiled:
+            with self.clock.phase("compile"):
+                self.learned.backbone.warm_up(self.config.data.image_size, self.execution.precision)
         for task in range(self.position.task, self.plan.num_tasks):
-            head = self._head_of(task)
-            self._train(head, self.stream.train(task), task)
-            if self.config.align.epochs > 0:
-                self.gaussians = self.gaussians.extended(self._measure(self.stream.train(task), task))
-            self.aligned = self._align(task)
-            self.results.append(self._evaluate(self.stream.seen_test(task)))
+            images = self.stream.train(task)
+            self._train(images, task)
+            self._remember(images, task)
+            self._classify(task)
+            self._evaluate(self.stream.seen_test(task))
             self._finish(task)
         return self._write_summary("complete")
 
-    def _finished(self) -> dict[str, Any]:
-        summary = self.ranks.from_first(self.folder.summary)
-        return self._write_summary("complete") if summary is None else summary
-
-    def _choose_fast_path(self) -> None:
-        config = self.config
-        num_images = -(-config.optim.batch_size // self.ranks.size)
-        native = not self.compiled and self.backbone.why_no_native_blocks("bmm") is None
-        chosen = self.ranks.from_first(
-            lambda: dataclasses.astuple(
-                choose_attention(
-                    self.backbone.vit, self.device, self.precision, num_images, config.runtime.attention, native
-                )
-            )
-        )
-        self._use_attention(AttentionChoice(*chosen))
-        if self.compiled:
-            self.backbone.use_compiler(num_images, config.optim.batch_size)
-
-    def _use_attention(self, choice: AttentionChoice) -> None:
-        self.backbone.use_attention(choice)
-        compiler = "torch.compile makes the kernels" if self.compiled else None
-        self.blocks_reason = compiler or self.backbone.use_native_blocks(self.precision)
-
-    def _go_on_with(self, attention: str | None, blocks: str | None, report: Callable[[str], None]) -> None:
-        """What the run began with, where this machine has it: everything else rounds differently."""
-        asked_for = self.config.runtime.attention != "auto"
-        if attention in CANDIDATES[self.device.type] and attention != self.backbone.attention.name and not asked_for:
-            self._use_attention(AttentionChoice(attention, "as the run began"))
-        if blocks == "timm" and self.blocks_reason is None:
-            self.backbone.native_blocks, self.blocks_reason = None, "the run began with timm's"
-        elif blocks == "native passes" and self.blocks_reason is None:
-            self.backbone.use_native_blocks(self.precision, own_products=False)
-        if blocks not in (None, self.backbone.blocks_by):
-            report(
-                f"the run began with blocks by {blocks}, which are missing here ({self._why_these_blocks()}): the last "
-                "bits of what follows may differ"
-            )
-
-    def _why_these_blocks(self) -> str:
-        if self.blocks_reason is not None:
-            return self.blocks_reason
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        why_torch = why_torch_multiplies(self.backbone.vit.blocks, dtype)
-        if self.backbone.blocks_by == "native products":
-            return "groups of images go through a block at once, products by the native library"
-        return f"one native pass between each two of torch's products: {why_torch or 'as the run began'}"
-
-    def _compile(self) -> None:
-        if self.compiled and self.position.task < self.plan.num_tasks:
-            with self._phase("compile"):
-                self.backbone.warm_up(self.config.data.image_size, self.precision)
-
-    def close(self) -> None:
-        """Gives back the data backends and the folder's lock."""
-        self.observer.closed()
-        if self.stream is not None:
-            self.stream.close()
-        if self.folder is not None:
-            self.folder.close()
-
-    def _begin_folder(self) -> None:
-        if not self.ranks.is_first:
-            return
-        replace_text(self.folder.path / "config.yaml", config_to_yaml(self.config, self.preset))
-        replace_json(self.folder.path / "problems.json", self._problems())
-        write_snapshot(self.folder.frozen, {"backbone": frozen_state(self.backbone)}, {})
-        self.folder.log("start", preset=self.preset, seed=self.config.seed, data_sha256=self.data_hash)
-
-    def _problems(self) -> list[str]:
-        found = [*self.dataset.problems, *self.stream.problems]
-        return list(dict.fromkeys(str(problem) for problem in found))
-
-    def _head_of(self, task: int) -> nn.Linear:
-        if task < len(self.classifier.heads):
-            return self.classifier.heads[task]
-        return self.classifier.grow(self.plan.sizes[task], self.config.seed, self.device)
-
-    def _train(self, head: nn.Linear, images: ImageSet, task: int) -> None:
+    def _train(self, images: ImageSet, task: int) -> None:
+        """Stage 1."""
         self.observer.task_started(task, self.plan.num_tasks, self.plan.sizes[task], images.num_images)
+        learned = self.learned
+        if self.position.begins_task:
+            with self._interruptible("statistics"):
+                learned.kept = learned.method.before_task(task, lambda: self._features(images))
+        head = learned.head_of(task, self.plan.sizes[task], self.config.seed, self.device)
         stage1 = Stage1(
-            self.backbone, head, images, self.config, task, self.plan.offsets[task], self.precision, self.ranks
+            learned.backbone,
+            head,
+            images,
+            self.config,
+            task,
+            self.plan.offsets[task],
+            self.execution.precision,
+            self.ranks,
+            self.optimizer_state,
         )
-        if self.optimizer_state is not None:
-            restore_optimizer(stage1.optimizer, self.optimizer_state)
-            self.optimizer_state = None
+        self.optimizer_state = None
         for epoch in range(self.position.epoch, self.config.optim.epochs):
             self.observer.phase_started("stage 1", images.num_images)
-            with self._phase("stage1"):
-                try:
-                    report = stage1.run_epoch(
-                        epoch, self.position.step, self.position.loss_sum, self.observer.advanced, self.should_stop
-                    )
-                except Stopped as stop:
-                    self._save(Position(task, stop.epoch, stop.step, stop.loss_sum), stage1.optimizer)
-                    raise Interrupted(self.folder.path) from None
-                except torch.OutOfMemoryError as error:
-                    raise UserError(OUT_OF_MEMORY.format(where=f"stage 1 on {self.device}")) from error
+            report = self._train_epoch(stage1, epoch)
             try:
                 self._log_epoch(report, images)
             except StoppedPass:
                 # The epoch counts as done but for its last word: the accuracy comes after the resume.
-                self._save(Position(task, epoch, images.num_steps, report.loss_sum), stage1.optimizer)
-                raise Interrupted(self.folder.path) from None
-            self.position = Position(task, epoch + 1, 0, 0.0)
-            last = epoch + 1 == self.config.optim.epochs
-            if not last and self._checkpoint_is_due():
-                self._save(self.position, stage1.optimizer)
-        self._stop_here()
+                self._stop_at(Position(task, epoch, images.num_steps, report.loss_sum), stage1.optimizer)
+            self.position = Position(task, epoch + 1)
+            if epoch + 1 < self.config.optim.epochs and self.checkpoints.due():
+                self._save(stage1.optimizer)
+        self._stop_if_asked()
 
-    def _checkpoint_is_due(self) -> bool:
-        elapsed, every = time.monotonic() - self.saved_at, 60 * self.config.checkpoint.every_minutes
-        # However slow the disk, writing takes no more than a hundredth of the time; 0 minutes is an explicit wish.
-        due = elapsed >= every and (every == 0 or elapsed >= 99 * self.save_seconds)
-        # The clocks of several ranks differ; rank 0's counts.
-        return self.ranks.from_first(lambda: due)
+    def _train_epoch(self, stage1: Stage1, epoch: int) -> EpochReport:
+        at = self.position
+        with self.clock.phase("stage1"):
+            try:
+                return stage1.run_epoch(epoch, at.step, at.loss_sum, self.observer.advanced, self.should_stop)
+            except Stopped as stop:
+                self._stop_at(Position(at.task, stop.epoch, stop.step, stop.loss_sum), stage1.optimizer)
+            except torch.OutOfMemoryError as error:
+                raise UserError(OUT_OF_MEMORY.format(where=f"stage 1 on {self.device}")) from error
 
     def _log_epoch(self, report: EpochReport, images: ImageSet) -> None:
-        self.seconds["stage1"] -= report.data_seconds
-        self.seconds["data"] += report.data_seconds
-        self.trained_images += report.num_images
-        self.train_seconds += report.seconds
-        extra = {}
+        self.clock.epoch_finished(report)
+        accuracy = {}
         every = self.config.eval.every_epochs
         if every and (report.epoch + 1) % every == 0:
-            with self._phase("evaluation"):
-                extra = {
+            with self.clock.phase("evaluation"):
+                accuracy = {
                     "train_accuracy": self._accuracy_now(images),
                     "test_accuracy": self._accuracy_now(self.stream.seen_test(report.task)),
                 }
-        self.folder.log(
-            "epoch", **dataclasses.asdict(report), **extra, images_per_second=report.num_images / report.seconds
-        )
-        self.observer.epoch_finished(report, extra)
+        speed = report.num_images / report.seconds
+        self.folder.log("epoch", **dataclasses.asdict(report), **accuracy, images_per_second=speed)
+        self.observer.epoch_finished(report, accuracy)
 
     def _accuracy_now(self, images: ImageSet) -> float:
-        features, labels = self._features(images, should_stop=self.should_stop)
-        return evaluate(self.classifier.linear(), features, labels, self.plan).accuracy
+        return evaluate(self.learned.heads.linear(), *self._features(images), self.plan).accuracy
 
-    def _measure(self, images: ImageSet, task: int) -> ClassGaussians:
+    def _remember(self, images: ImageSet, task: int) -> None:
+        """The method's memory of the task, from one pass over its images."""
+        method = self.learned.method
+        if not method.remembers:
+            return
         self.observer.phase_started("statistics", images.num_images)
-        with self._phase("statistics"), self._saved_when_stopped():
-            measured = measure_classes(
-                self.backbone,
-                images,
-                self.config.align.ridge,
-                self.precision,
-                self.observer.advanced,
-                self.ranks,
-                self.should_stop,
-            )
+        with self._interruptible("statistics"):
+            method.remember(task, *self._features(images, self.observer.advanced), self.learned.kept)
             # Written once, for good; later checkpoints refer to it by task.
-            self.folder.save_statistics(task, measured)
-            measured.factorize()
-        self._stop_here()
-        return measured
+            self.folder.save_memory(task, method)
+        self._stop_if_asked()
 
-    def _align(self, task: int) -> LinearClassifier:
-        self.observer.phase_started("alignment", 0)
+    def _classify(self, task: int) -> None:
+        """Stage 2."""
 
         def after_epoch(epoch: int, loss: float) -> None:
             self.folder.log("align", task=task, epoch=epoch, loss=loss)
             if self.ranks.any(self.should_stop()):
                 raise StoppedPass
 
-        with self._phase("alignment"), self._saved_when_stopped():
-            aligned = align(
-                self.classifier.linear(),
-                self.gaussians,
-                self.config.align,
-                self.config.optim.weight_decay,
-                self.config.seed,
-                after_epoch,
-            )
+        self.observer.phase_started("alignment", 0)
+        with self._interruptible("alignment"):
+            classifier = self.learned.method.classifier(self.learned.heads.linear(), task, after_epoch)
+            tensors = list(classifier.tensors().values())
             # Computed alike everywhere; but not every kernel promises the same bits on every device.
-            self.ranks.copy_from_first([aligned.weight_CD, aligned.bias_C])
-        if not (aligned.weight_CD.isfinite().all() and aligned.bias_C.isfinite().all()):
+            self.ranks.copy_from_first(tensors)
+        if not all(tensor.isfinite().all() for tensor in tensors):
             raise UserError(
                 f"the aligned classifier of task {task + 1} holds NaN or infinity: lower --align.lr, or raise "
                 f"--align.temperature or --align.ridge"
             )
-        self._stop_here()
-        return aligned
+        self.learned.classifier = classifier
+        self._stop_if_asked()
 
-    def _evaluate(self, images: ImageSet) -> TaskResult:
+    def _evaluate(self, images: ImageSet) -> None:
+        assert self.learned.classifier is not None
         self.observer.phase_started("evaluation", images.num_images)
-        with self._phase("evaluation"), self._saved_when_stopped():
-            features, labels = self._features(images, self.observer.advanced, self.should_stop)
-            return evaluate(self.aligned, features, labels, self.plan)
+        with self._interruptible("evaluation"):
+            features, labels = self._features(images, self.observer.advanced)
+            self.results.append(evaluate(self.learned.classifier, features, labels, self.plan))
 
     def _features(
-        self,
-        images: ImageSet,
-        on_step: Callable[[int], None] = lambda num_images: None,
-        should_stop: Callable[[], bool] = lambda: False,
+        self, images: ImageSet, on_step: Callable[[int], None] = lambda num_images: None
     ) -> tuple[Tensor, Tensor]:
-        return extract_features(self.backbone, images, self.precision, on_step, self.ranks, should_stop)
+        backbone, precision = self.learned.backbone, self.execution.precision
+        return extract_features(backbone, images, precision, on_step, self.ranks, self.should_stop)
 
     def _finish(self, task: int) -> None:
         result = self.results[-1]
         self.folder.log("task", task=task, accuracy=result.accuracy, top5=result.top5, per_task=result.per_task)
-        self._save(Position(task + 1, 0, 0, 0.0), None)
+        self.position, self.learned.kept = Position(task + 1), {}
+        self._save(None)
         self._write_summary("running")
         self.observer.task_finished(task, self.plan.num_tasks, result)
 
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.seconds[name] += time.perf_counter() - start
+    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self.checkpoints.save(self.position, self.results, optimizer)
 
-    def _stop_here(self) -> None:
-        with self._saved_when_stopped():
-            if self.ranks.any(self.should_stop()):
-                raise StoppedPass
+    def _stop_if_asked(self) -> None:
+        if self.ranks.any(self.should_stop()):
+            self._stop_at(self.position, None)
+
+    def _stop_at(self, position: Position, optimizer: torch.optim.Optimizer | None) -> NoReturn:
+        self.position = position
+        self._save(optimizer)
+        raise Interrupted(self.folder.path) from None
 
     @contextmanager
-    def _saved_when_stopped(self) -> Iterator[None]:
+    def _interruptible(self, phase: str) -> Iterator[None]:
+        """A phase outside stage 1: quick to repeat, so a stop within saves only what was before it."""
         try:
-            yield
+            with self.clock.phase(phase):
+                yield
         except StoppedPass:
-            # All epochs are done, so the optimizer has served; the phases after stage 1 are quick to repeat.
-            self._save(self.position, None)
-            raise Interrupted(self.folder.path) from None
+            # All epochs are done, so the optimizer has served.
+            self._stop_at(self.position, None)
         except torch.OutOfMemoryError as error:
             raise UserError(OUT_OF_MEMORY.format(where=f"a pass over the images on {self.device}")) from error
-
-    def _save(self, position: Position, optimizer: torch.optim.Optimizer | None) -> None:
-        self.position = position
-        self._require_finite()
-        if not self.ranks.is_first:
-            return
-        began = time.monotonic()
-        state = {
-            "position": dataclasses.asdict(position),
-            "preset": self.preset,
-            "config": config_to_dict(self.config),
-            "data_sha256": self.data_hash,
-            "frozen_sha256": self.frozen_hash,
-            "num_ranks": self.ranks.size,
-            "class_names": list(self.dataset.class_names),
-            "class_order": list(self.plan.class_order),
-            "task_sizes": list(self.plan.sizes),
-            "results": [result.as_dict() for result in self.results],
-            "seconds": self.seconds,
-            "total_seconds": self._total_seconds(),
-            "trained_images": self.trained_images,
-            "train_seconds": self.train_seconds,
-            "metrics_bytes": self.folder.metrics_bytes,
-            "attention": self.backbone.attention.name,
-            "blocks": self.backbone.blocks_by,
-        }
-        self.folder.save_position(
-            position.task,
-            position.epoch,
-            position.step,
-            snapshot_tensors(self.backbone, self.classifier, self.aligned, optimizer),
-            state,
-            self.config.checkpoint.keep,
-        )
-        self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - began
-        self.checkpoint_seconds += self.save_seconds
-
-    def _require_finite(self) -> None:
-        """A checkpoint that holds NaN would be worse than none."""
-        for name, tensor in (*trainable_state(self.backbone).items(), *self.classifier.state_dict().items()):
-            if not tensor.isfinite().all():
-                raise NonFiniteLoss(
-                    f"the weights hold NaN or infinity ({name}) in task {self.position.task + 1}: lower --optim.lr; "
-                    f"the checkpoints before are kept"
-                )
-
-    def _restore(self) -> None:
-        """Continues from the newest checkpoint that is intact with everything it needs, else from the start."""
-        name = self.ranks.from_first(self._restore_newest)
-        if not self.ranks.is_first and name is not None:
-            self._restore_from(*read_snapshot(self.folder.checkpoints / name), lambda problem: None)
-
-    def _restore_newest(self) -> str | None:
-        for path, tensors, state in self.folder.newest(self.observer.message):
-            try:
-                self._restore_from(tensors, state, self.observer.message)
-            except BadSnapshot as problem:
-                self.observer.message(f"checkpoint ignored: {path}: {problem}")
-                continue
-            self.folder.set_aside_after(path)
-            self.folder.rewind_metrics(saved_progress(state).metrics_bytes)
-            self.observer.message(
-                f"resuming at task {self.position.task + 1}, epoch {self.position.epoch + 1}, "
-                f"step {self.position.step + 1}"
-            )
-            return path.name
-        before = self.folder.config()
-        if before is not None:
-            refuse_changes({"config": before}, self.config, self.data_hash)
-        self.folder.start_over()
-        self._begin_folder()
-        self.observer.message("no checkpoint to continue from: starting from the first task")
-        return None
-
-    def _restore_from(
-        self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], report: Callable[[str], None]
-    ) -> None:
-        """Raises BadSnapshot, with nothing but weights changed, when the checkpoint cannot be continued from."""
-        progress = saved_progress(state)
-        refuse_changes(state, self.config, self.data_hash)
-        gaussians = ClassGaussians(self.backbone.feature_dim, ridge=self.config.align.ridge)
-        for task in range(progress.position.task if self.config.align.epochs > 0 else 0):
-            measured = self.folder.load_statistics(task, self.device, report)
-            if measured is None:
-                raise BadSnapshot(f"the class statistics of task {task + 1} are lost")
-            # Factored task by task, as the first time, so that the factors are the same to the last bit.
-            measured.factorize()
-            gaussians = gaussians.extended(measured)
-        self.frozen_hash = restore_frozen(self.backbone, self.folder.frozen, state, report)
-        self.classifier = Classifier(self.backbone.feature_dim)
-        self.aligned = restore_model(tensors, self.backbone, self.classifier, self.plan, self.device)
-        self._go_on_with(state.get("attention"), state.get("blocks"), report)
-        self.gaussians, self.position, self.results = gaussians, progress.position, progress.results
-        self.optimizer_state = tensors.get("optimizer")
-        self.seconds, self.trained_images = progress.seconds, progress.trained_images
-        self.earlier_seconds = progress.total_seconds
-
-    def _total_seconds(self) -> float:
-        return self.earlier_seconds + time.perf_counter() - self.began
 
     def _write_summary(self, status: str) -> dict[str, Any]:
         if not self.ranks.is_first:
             return {**summary_metrics(self.results), "status": status}
-        config = self.config
-        weights = {
-            **{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()},
-            **{f"heads.{k}": v for k, v in self.classifier.state_dict().items()},
-            **{f"gaussians.{k}": v for k, v in self.gaussians.state_tensors().items()},
-        }
-        ops, products = automatic_backends(self.device), float32_products_backend(self.device)
-        problems = self._problems()
-        replace_json(self.folder.path / "problems.json", problems)
-        backends = {
-            "data": self.stream.backend,
-            "optimizer": optimizer_backend(config.optim.name, self.device),
-            "attention": self.backbone.attention.name,
-            "last block": "class token" if self.backbone.plain_reason is None else "all tokens",
-            "blocks": self.backbone.blocks_by,
-            "compile": "torch.compile" if self.compiled else "off",
-            "fp32 products": products[0],
-            **{name: backend for name, (backend, _) in ops.items()},
-        }
-        facts = {
-            "preset": self.preset,
-            "method": method_of_config(config),
-            "status": status,
-            "seed": config.seed,
-            "task_sizes": list(self.plan.sizes[: len(self.results)]),
-            "class_order": list(self.plan.class_order),
-            "class_names": list(self.dataset.class_names),
-            "phase_seconds": self.seconds,
-            "num_ranks": self.ranks.size,
-            "exchange_seconds": self.ranks.seconds,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "total_seconds": self._total_seconds(),
-            "train_images_per_second": self.trained_images / self.train_seconds if self.train_seconds else 0.0,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "backends": backends,
-            "backend_reasons": {
-                "data": self.stream.reason,
-                "attention": self.backbone.attention.reason,
-                "last block": self.backbone.plain_reason or "exact; the model reads only its class token",
-                "blocks": self._why_these_blocks(),
-                "fp32 products": products[1],
-                "compile": "asked for" if config.runtime.compile is not None else "on for CUDA, off on the CPU",
-                **{name: why for name, (_, why) in ops.items()},
-            },
-            "versions": versions(),
-            "device": device_description(self.device),
-            "cpu_threads": torch.get_num_threads(),
-            "precision": self.precision,
-            "weights_sha256": weights_sha256(weights),
-            "data_sha256": self.data_hash,
-            "data_problems": {"quarantined": len(problems), "notes": self.dataset.notes},
-        }
-        return write_results(self.folder.path, self.results, facts)
+        replace_json(self.folder.path / "problems.json", self.setup.problems)
+        facts = run_facts(self.setup, self.clock, len(self.results))
+        return write_results(self.folder.path, self.results, {"status": status, "num_ranks": self.ranks.size, **facts})

@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from slca_fast.config import DataConfig
+from slca_fast.data.index import ImageDataset, load_dataset
+
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     """Smooth blobs plus noise: compresses like a photograph, and every pixel differs."""
@@ -28,3 +31,13 @@ def write_folder(
                 height, width = size or (40 + 7 * (seed % 9), 40 + 11 * (seed % 7))
                 picture(height, width, seed).save(folder / f"{i}{suffix}")
     return root
+
+
+def load(root: Path) -> ImageDataset:
+    """The data set below ``root``."""
+    return load_dataset(DataConfig(root=str(root)))
+
+
+def tree(root: Path) -> list[str]:
+    """Every file below ``root``, sorted."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from slca_fast.kernels import native, triton_runtime
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slca_fast.kernels import native, triton_runtime
 from slca_fast.ops.registry import OpSpec, Sample
 
 Result = list[torch.Tensor]

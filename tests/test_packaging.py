@@ -1,4 +1,4 @@
-"""The sdist holds everything needed to build and to test; the wheel fits every Python."""
+"""The sdist holds everything needed to build and to test; the wheel holds the package, and fits every Python."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("bench", "docs", "kernels", "slca_fast", "tests")
+FOLDERS = (".ci", "bench", "docs", "kernels", "slca_fast", "tests")
 FILES = (
+    ".pre-commit-config.yaml",
+    "CHANGELOG.md",
+    "CITATION.cff",
     "CMakeLists.txt",
+    "CONTRIBUTING.md",
     "LICENSE",
     "MANIFEST.in",
     "Makefile",
@@ -31,10 +35,11 @@ pytest.importorskip("setuptools", minversion="77", reason="building needs setupt
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """A copy of the sources, without what was built in place."""
+    """A copy of the sources, without what was built in place or linked for development."""
     copy = tmp_path / "tree"
     for name in FOLDERS:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*MADE))
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns(*MADE))
+    (copy / "slca_fast" / "kernels").unlink(missing_ok=True)
     for name in FILES:
         shutil.copy(ROOT / name, copy / name)
     return copy
@@ -55,21 +60,39 @@ def built(tree: Path, command: str, **environment: str) -> Path:
     return path
 
 
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 @pytest.mark.slow
-def test_the_sdist_holds_every_source_file(tree) -> None:
-    expected = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
+def test_sdist_and_wheel_hold_what_they_should(tree, tmp_path) -> None:
+    sources = files_of(tree)
+    modules = {f"slca_fast/{name}" for name in files_of(tree / "slca_fast")}
+    modules |= {f"slca_fast/kernels/{name}" for name in files_of(tree / "kernels") if name.endswith(".py")}
+    (tree / "kernels" / "_native").mkdir()
+    (tree / "kernels" / "_native" / "libslca_native.so").touch()
+    (tree / "slca_fast" / "kernels").symlink_to("../kernels")
+
     with tarfile.open(built(tree, "sdist")) as archive:
-        found = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert expected - found == set()
+        archive.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.glob("slca_fast-*")
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in files_of(unpacked) if ".egg-info/" not in name} - made == sources
 
-
-@pytest.mark.slow
-def test_the_wheel_is_for_every_python_and_only_the_package(tree) -> None:
-    wheel = built(tree, "bdist_wheel", SLCA_FAST_NO_NATIVE="1")
+    wheel = built(unpacked, "bdist_wheel", SLCA_FAST_NO_NATIVE="1")
     assert wheel.name.endswith("-py3-none-any.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "slca_fast/kernels/native.py" in names and "slca_fast/report.html.j2" in names
-    assert not [name for name in names if name.endswith((".cpp", ".h", ".hpp")) or name.startswith("tests")]
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == modules
+        archive.extractall(tmp_path / "site")
+    script = f"""
+import importlib, pkgutil, slca_fast
+assert slca_fast.__path__ == [{str(tmp_path / "site" / "slca_fast")!r}], slca_fast.__path__
+for module in pkgutil.walk_packages(slca_fast.__path__, "slca_fast."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, env=environment)
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def augment_kernel(
     red = tl.zeros([TILE, TILE], tl.int32)
     green = tl.zeros([TILE, TILE], tl.int32)
     blue = tl.zeros([TILE, TILE], tl.int32)
-    for block in range(from_b, to_b, BLOCK):
+    for block in range(from_b, to_b, BLOCK):  # pyright: ignore[reportArgumentType]  (Triton's own range)
         b = block + tl.arange(0, BLOCK)
         narrow_r = tl.full([BLOCK, TILE], 2097152, tl.int32)
         narrow_g = tl.full([BLOCK, TILE], 2097152, tl.int32)
@@ -158,5 +158,6 @@ def augment_into(
     grid = (num_images, triton.cdiv(size, TILE) ** 2)
     augment_kernel[grid](
         pixels_U8, offset_N, width_N, box_N4, clip_N4, flip_N, brightness_N, out,
-        size, *out.stride(), *mean, *std, TILE=TILE, BLOCK=BLOCK_OF_ROWS, num_warps=4,
+        size, *out.stride(), *mean, *std, TILE=TILE, BLOCK=BLOCK_OF_ROWS,
+        num_warps=4,  # pyright: ignore[reportCallIssue]  (an option of the launch)
     )  # fmt: skip

@@ -61,6 +61,7 @@ def thin_products(grad_NO: Tensor, u_NR: Tensor, lora_B_OR: Tensor) -> tuple[Ten
             grad_NO.contiguous(), u_NR.contiguous(), lora_B_OR.contiguous(), through_NR, partial_PSO,
             num_rows, num_out, rank,
             ROWS=PART_ROWS, BLOCK=BLOCK_OF_OUTPUTS, RANKS=max(16, triton.next_power_of_2(rank + 1)),
-            WIDEN=interpreted(), num_warps=4,
+            WIDEN=interpreted(),
+            num_warps=4,  # pyright: ignore[reportCallIssue]  (an option of the launch)
         )  # fmt: skip
     return through_NR, partial_PSO.sum(0).T.contiguous()

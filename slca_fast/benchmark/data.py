@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class TorchvisionImages(Dataset):
         from torchvision import transforms
 
         self._index = index
-        self._transform = transforms.Compose(
+        self._transform: Callable[[Any], torch.Tensor] = transforms.Compose(
             [
                 transforms.RandomResizedCrop(config.image_size, interpolation=transforms.InterpolationMode.BICUBIC),
                 transforms.RandomHorizontalFlip(),
@@ -183,7 +184,7 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Parse the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--side", type=int, default=400)
     parser.add_argument("--image_size", type=int, default=224)

@@ -29,7 +29,7 @@ from torchvision.datasets.folder import pil_loader
 
 from slca_fast.config import Config
 from slca_fast.data.index import ImageIndex, load_dataset
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.model.class_token import plain_features, set_attention
 from slca_fast.model.head import Classifier
 from slca_fast.model.lora import LoraLinear
@@ -206,7 +206,7 @@ class OfficialLearner:
     def begin_alignment(self) -> tuple[nn.ModuleList, torch.optim.Optimizer]:
         """A copy of all heads, trainable, and their optimizer."""
         heads = nn.ModuleList(
-            nn.Linear(head.in_features, head.out_features, device=self.device) for head in self.heads.heads
+            nn.Linear(head.in_features, head.out_features, device=self.device) for head in self.heads.linears
         )
         heads.load_state_dict(self.heads.heads.state_dict())
         align = self.config.align
@@ -260,7 +260,8 @@ def run_official(
     dataset = load_dataset(config.data)
     plan = plan_tasks(len(dataset.class_names), config.seed, **asdict(config.tasks))
     learner = OfficialLearner(config, plan, device)
-    seconds = dict.fromkeys(("stage1", "accuracy", "statistics", "alignment", "evaluation", "other"), 0.0)
+    phases = ("stage1", "accuracy", "statistics", "alignment", "evaluation", "other")
+    seconds: dict[str, float] = dict.fromkeys(phases, 0.0)
 
     @contextmanager
     def phase(name: str) -> Iterator[None]:
@@ -323,7 +324,7 @@ def run_official(
 def main() -> None:
     from slca_fast.benchmark.run import benchmark_config
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("method", choices=("slca", "slcapp"))
     parser.add_argument("folder", help="image folder with train/ and test/")
     parser.add_argument("--seed", type=int, default=1993)

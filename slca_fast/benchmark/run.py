@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ from slca_fast.methods.presets import PRESETS
 
 METHODS = {"slca": "slca-imagenet-r-in21k", "slcapp": "slcapp-imagenet-r-in21k"}
 NUM_CLASSES, NUM_TRAIN, NUM_TEST, SIDE = 10, 200, 50, 64
+Precision = Literal["fp32", "bf16"]
 OFFICIAL = "official way, fp32"
 NOT_TIMED = (
     "median_ms", "baseline_median_ms", "ratio", "ratio_min", "ratio_max", "achieved", "unit", "fraction_of_peak",
@@ -50,7 +51,7 @@ def benchmark_config(
     images: str | Path,
     seed: int = 1993,
     *,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     compiled: bool = False,
     epochs: int = 5,
     increment: int = 2,
@@ -94,7 +95,7 @@ def run_ours(config: Config) -> dict[str, Any]:
 def contenders(method: str, images: Path, seed: int, compiled: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """The official way and ours by name."""
 
-    def ours(precision: str, with_compiler: bool) -> Callable[[], dict[str, Any]]:
+    def ours(precision: Precision, with_compiler: bool) -> Callable[[], dict[str, Any]]:
         return lambda: run_ours(benchmark_config(method, images, seed, precision=precision, compiled=with_compiler))
 
     found = {
@@ -169,7 +170,7 @@ def _rows(method: str, results: dict[str, list[dict[str, Any]]]) -> list[dict[st
     return rows
 
 
-def growth(on_line: Callable[[str], None] = lambda text: None, precision: str = "fp32") -> list[dict[str, Any]]:
+def growth(on_line: Callable[[str], None] = lambda text: None, precision: Precision = "fp32") -> list[dict[str, Any]]:
     """How time and memory grow: images x2, classes x2 (same task size), tasks x2 (same classes), one run each.
 
     Every run has a process of its own, so that its peak memory is its own.

@@ -33,11 +33,13 @@ from slca_fast.kernels.vit_block import fused
 from slca_fast.machine.environment import pick_device
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.methods.alignment import align
-from slca_fast.methods.class_statistics import measure_classes
 from slca_fast.methods.gaussians import ClassGaussians
-from slca_fast.model.attention import choose_attention
-from slca_fast.model.backbone import Backbone, autocast, build_backbone
+from slca_fast.methods.table import method_class
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import build_backbone
+from slca_fast.model.fast_path import choose
 from slca_fast.model.head import Classifier
+from slca_fast.training.features import extract_features
 from slca_fast.training.stage1 import Stage1
 
 BASELINE = "official way, fp32"
@@ -48,11 +50,8 @@ def fast_backbone(config: Config, device: torch.device, precision: str, compiled
     """The backbone as a run of ``config`` in ``precision`` uses it."""
     backbone = build_backbone(config.model, config.data.image_size, config.seed).to(device)
     num_images = config.optim.batch_size
-    if compiled:
-        backbone.use_attention(choose_attention(backbone.vit, device, precision, num_images))
-        backbone.use_compiler(num_images, num_images)
-    else:
-        backbone.use_fast_path(precision, num_images)
+    execution = choose(backbone.vit, device, precision, num_images, compiled=compiled)
+    backbone.use(execution, num_training=num_images, num_evaluation=num_images)
     return backbone
 
 
@@ -114,7 +113,8 @@ def class_statistics(method: str, images: Path, device: torch.device, compiled: 
     transform = official_way.test_transform(config)
 
     def official() -> None:
-        learner.means.clear(), learner.covariances.clear()
+        learner.means.clear()
+        learner.covariances.clear()
         for label in range(2):
             one_class = official_way.Images(dataset.train, learner.plan, label, label + 1, transform)
             learner.measure_class(
@@ -127,9 +127,9 @@ def class_statistics(method: str, images: Path, device: torch.device, compiled: 
         backbone = fast_backbone(config, device, precision, with_compiler)
         ways[way] = _as_a_run(
             device,
-            lambda backbone=backbone, precision=precision: measure_classes(
-                backbone, task, config.align.ridge, precision
-            ).factorize(),
+            lambda backbone=backbone, precision=precision: method_class(config.method)(
+                config, backbone.feature_dim
+            ).remember(0, *extract_features(backbone, task, precision), {}),
         )
     shape = f"{method}, 2 classes x {task.num_images // 2} images"
     return Stage("class statistics", shape, task.num_images, ways, counts_flops=False)
@@ -208,13 +208,13 @@ def rows_of(stage: Stage, device: torch.device, *, rounds: int = 5, budget_s: fl
         ratios = [slow / fast for (slow, _), (fast, _) in zip(samples[BASELINE], samples[name])]
         cpu_ratios = [slow / fast for (_, slow), (_, fast) in zip(samples[BASELINE], samples[name])]
         cpu_ms = 1e3 * min(cpu for _, cpu in samples[name])
-        fraction = None
-        if gflop[name]:
+        fraction, work = None, gflop[name]
+        if work:
             if device.type == "cuda":
-                fraction = gflop[name] / median_ms * 1e12 / machine.matmul_flops_per_second(device, dtype)
+                fraction = work / median_ms * 1e12 / machine.matmul_flops_per_second(device, dtype)
             else:
                 # By CPU time on both sides, so that other programs on the machine do not count.
-                fraction = gflop[name] / cpu_ms * 1e12 / matmul_flops_per_cpu_second(dtype)
+                fraction = work / cpu_ms * 1e12 / matmul_flops_per_cpu_second(dtype)
         rows.append(
             {
                 "suite": "stages",
@@ -233,7 +233,7 @@ def rows_of(stage: Stage, device: torch.device, *, rounds: int = 5, budget_s: fl
                 "cpu_ratio": statistics.median(cpu_ratios),
                 "achieved": 1e3 * stage.num_images / median_ms,
                 "unit": "features/s" if stage.name.startswith("alignment") else "images/s",
-                "gflop_per_image": gflop[name] / stage.num_images if gflop[name] else None,
+                "gflop_per_image": work / stage.num_images if work else None,
                 "fraction_of_peak": fraction,
                 "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             }

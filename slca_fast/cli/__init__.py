@@ -66,7 +66,7 @@ def _disk_trouble(error: OSError) -> str:
         errno.EDQUOT: "; free some of your quota, then go on with --resume",
         errno.EIO: "; the disk is failing: copy the run folder elsewhere, then go on with --resume",
     }
-    return f"{where}{error.strerror or error}{fixes.get(error.errno, '')}"
+    return f"{where}{error.strerror or error}{fixes.get(error.errno or 0, '')}"
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def _accuracy(options: argparse.Namespace, only: tuple[str, ...] | None, refuse:
     return run.accuracy(methods=only or tuple(run.METHODS), on_line=_say)
 
 
-def _refuse_unknown(only: tuple[str, ...] | None, known: Sequence[str], refuse: Callable[[str], Any]) -> None:
+def _refuse_unknown(only: tuple[str, ...] | None, known: Collection[str], refuse: Callable[[str], Any]) -> None:
     unknown = [name for name in only or () if name not in known]
     if unknown:
         refuse(f"--only: {unknown[0]} is none of {', '.join(known)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import functools
 import re
 import typing
@@ -17,9 +16,11 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from slca_fast.config import Config
-from slca_fast.config_file import config_from_dict, config_to_dict, flatten
-from slca_fast.errors import UserError
+from slca_fast.config_file import FREE_MAPPINGS, config_from_dict, config_to_dict, flatten
+from slca_fast.datasets import recipes
+from slca_fast.errors import UserError, did_you_mean
 from slca_fast.methods.presets import PRESETS
+from slca_fast.runs.old_runs import with_method
 
 _MOST_VALUES = 10_000
 KWARGS_HELP = """
@@ -69,6 +70,7 @@ def load_source(name: str) -> Source:
     if label is not None and label not in PRESETS and not of_run:
         raise UserError(f"{path}: there is no preset {label!r}{did_you_mean(label, list(PRESETS))}")
     base = PRESETS[label]() if label in PRESETS and not of_run else Config()
+    values = with_method(values) if of_run else values
     values = _without_empty_sections(values, config_to_dict(base))
     refuse_unknown(list(flatten(values)), str(path))
     return Source(label if of_run and label else path.stem, parse_overrides(base, [], values), of_run)
@@ -89,8 +91,9 @@ def _without_empty_sections(values: dict[str, Any], base: dict[str, Any]) -> dic
         section = base.get(key)
         if value is None and isinstance(section, dict):
             continue
-        nested = isinstance(value, dict) and isinstance(section, dict)
-        kept[key] = _without_empty_sections(value, section) if nested else value
+        if isinstance(value, dict) and isinstance(section, dict):
+            value = _without_empty_sections(value, section)
+        kept[key] = value
     return kept
 
 
@@ -132,7 +135,7 @@ def refuse_unknown(keys: Sequence[str], where: str) -> None:
     """Raises UserError for the first key that no configuration has, with the nearest name."""
     known = known_keys()
     for key in keys:
-        if key not in known and not key.startswith("model.kwargs."):
+        if key not in known and not key.startswith(tuple(f"{free}." for free in FREE_MAPPINGS)):
             shown = f"{where}: unknown key {key}" if where else f"unknown option --{key}"
             raise UserError(f"{shown}{did_you_mean(key, known, '' if where else '--')}")
 
@@ -202,7 +205,8 @@ def config_help() -> str:
     """The options of every configuration key with type, default and meaning."""
     text = _parser().format_help().split("\n\n", 1)[-1]
     # jsonargparse offers a file for each section; here one YAML file holds them all.
-    return re.sub(r"^  --[\w.]+ CONFIG +.*\n", "", text, flags=re.MULTILINE) + KWARGS_HELP
+    text = re.sub(r"^  --[\w.]+ CONFIG +.*\n", "", text, flags=re.MULTILINE)
+    return f"{text}\n--data.recipe takes {', '.join(recipes())}.{KWARGS_HELP}"
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -216,9 +220,3 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _readable(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text.replace('Parser key "', "--").replace('":', ":", 1) if text.startswith('Parser key "') else text
-
-
-def did_you_mean(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """``"; did you mean X?"`` with the nearest of ``known``, or nothing when none is near."""
-    close = difflib.get_close_matches(name, known, 1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""

@@ -70,6 +70,7 @@ class Bars(Observer):
     def indexing(self, done: int, total: int) -> None:
         if self.bar is None:
             self.phase_started("image files", total)
+        assert self.bar is not None
         self.progress.update(self.bar, completed=done)
 
     def task_started(self, task: int, num_tasks: int, num_classes: int, num_images: int) -> None:
@@ -94,6 +95,7 @@ class Bars(Observer):
     def advanced(self, num_images: int) -> None:
         self.phase_images += num_images
         speed = self.phase_images / max(time.monotonic() - self.phase_began, 1e-9)
+        assert self.bar is not None, "a phase has started"
         self.progress.update(self.bar, advance=num_images, speed=f"{speed:.0f} img/s")
 
     def epoch_finished(self, report: EpochReport, accuracy: dict[str, float]) -> None:

@@ -79,7 +79,6 @@ def _native_library() -> str:
 
 
 def _arithmetic(device: torch.device) -> dict[str, str]:
-    from slca_fast.machine.environment import pick_compile
     from slca_fast.machine.float32 import float32_products_backend
     from slca_fast.model.attention import cpu_bf16_units
 
@@ -88,25 +87,25 @@ def _arithmetic(device: torch.device) -> dict[str, str]:
     return {
         "bf16 units of the CPU": f"{', '.join(units)}: --runtime.precision bf16 pays" if units else "none",
         "fp32 products": f"{products}: {why}",
-        "torch.compile": "on" if pick_compile(None, device) else "off on the CPU, where it gains nothing measurable",
-        "transformer blocks": _blocks(device),
-        "attention": "two products and a softmax in native blocks; sdpa in fp32 on CUDA; else measured at the start",
-        "last block": "on the class token alone for timm's plain token-pooled ViTs; timm's own forward for others",
+        **_execution(device),
     }
 
 
-def _blocks(device: torch.device) -> str:
-    from slca_fast.kernels.vit_block import fused, passes
+def _execution(device: torch.device) -> dict[str, str]:
+    """How a run computes a plain ViT of timm's, by precision where that matters."""
+    import timm
 
-    if device.type == "cuda":
-        return "timm's modules under torch.compile; the native passes are for CPUs"
-    if reason := passes.why_not():
-        return f"timm's modules: {reason}"
-    products = {dtype: fused.why_not(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return "by the native library; products: " + ", ".join(
-        f"{name} {'its own' if why is None else f'of torch ({why})'}"
-        for name, why in zip(("fp32", "bf16"), products.values())
-    )
+    from slca_fast.model.fast_path import choose
+
+    vit = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0).to(device)
+    by_precision = {precision: choose(vit, device, precision, None, compiled=None) for precision in ("fp32", "bf16")}
+    rows = {}
+    for part, row in (("compile", "torch.compile"), ("blocks", "transformer blocks"), ("attention", "attention")):
+        said = {p: f"{chosen.backends()[part]} ({chosen.reasons[part]})" for p, chosen in by_precision.items()}
+        same = len(set(said.values())) == 1
+        rows[row] = said["fp32"] if same else "; ".join(f"{precision}: {text}" for precision, text in said.items())
+    last = by_precision["fp32"].last_block
+    return {**rows, "last block": f"{last} for timm's plain token-pooled ViTs; all tokens for others"}
 
 
 def _importable(module: str, use: str, otherwise: str = "not installed") -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from slca_fast.cli.config_args import did_you_mean
-from slca_fast.errors import UserError
+from slca_fast.errors import UserError, did_you_mean
 from slca_fast.methods.presets import PRESETS, describe
 
 

@@ -84,6 +84,7 @@ class ProfilingObserver(Observer):
 
     def _stop(self) -> None:
         if self._recording:
+            assert self._profile is not None
             self._recording = False
             self._profile.stop()
 

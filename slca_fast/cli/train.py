@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -18,6 +19,7 @@ from slca_fast.cli.config_args import Source, config_help, load_source, parse_ov
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_yaml
 from slca_fast.errors import UserError
+from slca_fast.methods.table import method_class
 
 USAGE = "slca-fast train PRESET|FILE.yaml ... [--a.b VALUE ...] [--output DIR] [--seeds S,S,..] [--resume]"
 FLAGS = ("--help", "--resume", "--print-config", "--profile")
@@ -72,6 +74,7 @@ def _plan_runs(options: argparse.Namespace, rest: list[str]) -> list[tuple[Sourc
             config = dataclasses.replace(config, output=None)
         for seed in seeds or [config.seed]:
             runs.append((source, dataclasses.replace(config, seed=seed, output=_output(options, source, config, seed))))
+            method_class(config.method).check(config)
     taken: dict[str, str] = {}
     for source, config in runs:
         if config.output in taken:
@@ -119,13 +122,15 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
     resumed = options.resume or restarted()
     resumes = ranks.from_first(lambda: _which_resume([config for _, config in runs], resumed, options.resume))
     for (source, config), resume in zip(runs, resumes):
+        assert config.output is not None
         folder = Path(config.output)
         prefix = f"[{source.name} seed {config.seed}] " if len(runs) > 1 else ""
         observer = observer_for(console, prefix, config.optim.epochs) if ranks.is_first else Observer()
+        profiler = None
         if options.profile:
             from slca_fast.cli.profiling import ProfilingObserver
 
-            observer = ProfilingObserver(observer)
+            observer = profiler = ProfilingObserver(observer)
         with stop:
             try:
                 summary = run(
@@ -144,8 +149,8 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
                 return 128 + (stop.number or signal.SIGTERM)
         if not ranks.is_first:
             continue
-        if options.profile:
-            console.print(f"profile: {observer.write(folder, summary)}", highlight=False, markup=False, soft_wrap=True)
+        if profiler is not None:
+            console.print(f"profile: {profiler.write(folder, summary)}", highlight=False, markup=False, soft_wrap=True)
         report = write_report(folder)
         done.append(folder)
         console.print(
@@ -165,7 +170,7 @@ def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bo
     """Whether each run is continued; raises UserError, before the first of them, for folders that forbid it."""
     from slca_fast.runs.folder import begun, require_free
 
-    folders = [Path(config.output) for config in configs]
+    folders = [Path(config.output) for config in configs if config.output is not None]
     if not resumed:
         for folder in folders:
             require_free(folder)
@@ -196,7 +201,7 @@ class StopSignal:
         self.number = 0
         self.speaks, self.deaf_seconds = speaks, deaf_seconds
         self._first_at = 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def asked(self) -> bool:
         return self.number != 0

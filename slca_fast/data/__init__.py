@@ -1,1 +1,1 @@
-
+"""Data sets: indexing, decoding, augmentation and batches of images."""

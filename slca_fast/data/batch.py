@@ -36,8 +36,11 @@ class Source(Protocol):
     """Its name in reports."""
     reason: str
     """Why this backend, in words."""
-    problems: list[Problem]
-    """Files left out at run time (policy quarantine)."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Files left out at run time (policy quarantine)."""
+        ...
 
     def batches(self, sample_id_batches: Iterable[np.ndarray], plan_of: PlanOf) -> Iterator[Batch]:
         """One Batch per array of sample ids, in that order.

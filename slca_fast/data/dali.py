@@ -7,6 +7,7 @@ With a GPU the decoder is ``mixed`` and the batches stay there.
 
 from __future__ import annotations
 
+import importlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +24,7 @@ from slca_fast.data.images import JPEG_END, BadImage, decode_rgb
 from slca_fast.data.index import ImageIndex
 from slca_fast.data.pillow import decode_expected, fill_normalised, is_plain_jpeg, num_threads, render, require_size
 from slca_fast.data.plan import AugmentPlan
-from slca_fast.data.recipes import RECIPES
+from slca_fast.datasets import recipes
 from slca_fast.errors import UserError
 
 _PLACEHOLDER = np.frombuffer(b"P6 1 1 255\n\0\0\0", dtype=np.uint8)
@@ -70,7 +71,7 @@ class DaliSource:
         self._bad = RuntimeProblems(index, config.policy)
         self.problems = self._bad.found
         self._readers = ThreadPoolExecutor(num_threads(config), thread_name_prefix="dali-read")
-        self._has_brightness = RECIPES[config.recipe].brightness > 0
+        self._has_brightness = recipes()[config.recipe].brightness > 0
         self._pipeline: Any = None
         self._capacity, self._size = 0, 0
 
@@ -178,11 +179,11 @@ class DaliSource:
             pipeline.outputs()
 
     def _build(self, capacity: int, size: int) -> Any:
-        from nvidia.dali import Pipeline, fn, types
-        from nvidia.dali import math as dali_math
-
+        # DALI makes its operators and types when it is imported: no checker sees them.
+        dali: Any = importlib.import_module("nvidia.dali")
+        fn, types = dali.fn, dali.types
         on_gpu = self._device.type == "cuda"
-        pipeline = Pipeline(
+        pipeline = dali.Pipeline(
             batch_size=capacity,
             num_threads=num_threads(self._config),
             device_id=(self._device.index or 0) if on_gpu else None,
@@ -214,7 +215,7 @@ class DaliSource:
             )
             if self._has_brightness:
                 brightness = given("brightness", types.FLOAT, 0)
-                images = dali_math.floor(dali_math.clamp(images * brightness, 0.0, 255.0))
+                images = dali.math.floor(dali.math.clamp(images * brightness, 0.0, 255.0))
             images = fn.crop_mirror_normalize(
                 images,
                 dtype=types.FLOAT,

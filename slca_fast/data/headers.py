@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing
@@ -75,7 +76,7 @@ class HeaderStore:
             return {}
 
 
-def _header_of(row: object) -> Header | None:
+def _header_of(row: Any) -> Header | None:
     """The header in a row of the remembered index; None for one that this program did not write."""
     try:
         _, values = row

@@ -8,6 +8,7 @@ import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -113,7 +114,7 @@ def decode_rgb(source: str | Path | bytes, exif_orientation: bool = False) -> Im
         raise BadImage(error.strerror or str(error)) from None
 
 
-def _decode(file: io.BufferedIOBase, exif_orientation: bool) -> Image.Image:
+def _decode(file: IO[bytes], exif_orientation: bool) -> Image.Image:
     with _open(file) as image:
         orientation = _orientation(image) if exif_orientation else 1
         rgb = _to_rgb(image)
@@ -123,7 +124,7 @@ def _decode(file: io.BufferedIOBase, exif_orientation: bool) -> Image.Image:
     return rgb
 
 
-def _open(file: io.BufferedIOBase) -> Image.Image:
+def _open(file: IO[bytes]) -> Image.Image:
     try:
         image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
@@ -137,7 +138,7 @@ def _open(file: io.BufferedIOBase) -> Image.Image:
     return image
 
 
-def _what_it_is(file: io.BufferedIOBase) -> str:
+def _what_it_is(file: IO[bytes]) -> str:
     file.seek(0)
     start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body")):

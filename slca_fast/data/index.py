@@ -136,7 +136,8 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> ImageD
     single = int((np.bincount(indices[0].label_N) == 1).sum())
     if single:
         notes["classes with one training image"] = single
-    return ImageDataset(*indices, listings[0].class_names, tuple(problems), dict(notes))
+    train, test = indices
+    return ImageDataset(train, test, listings[0].class_names, tuple(problems), dict(notes))
 
 
 def scan_image_folder(root: str | Path, split: str, config: DataConfig | None = None) -> ImageIndex:

@@ -29,6 +29,7 @@ def render(image: Image.Image, plan: AugmentPlan, row: int) -> Image.Image:
     if plan.resized_N2 is None:
         image = image.crop(tuple(plan.clip_box_N4[row].tolist())).resize(size, Image.Resampling.BICUBIC)
     else:
+        assert plan.offset_N2 is not None
         resized = tuple(plan.resized_N2[row].tolist())
         if resized[0] * resized[1] <= _MOST_RESIZED_PIXELS * plan.size**2:
             left, top = plan.offset_N2[row].tolist()

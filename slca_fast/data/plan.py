@@ -6,16 +6,22 @@ seed, its counter (sample id, purpose and draw, epoch, task): any rank, batch or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from slca_fast.data.recipes import RECIPES, REFERENCE_SIZE, TEST_RESIZE, scaled
+from slca_fast.datasets import RecipeSpec, recipes
+from slca_fast.seeds import BRIGHTNESS, CROP, FLIP, ORDER, plan_counter
+
+REFERENCE_SIZE = 224
+"""Input side in pixels for which sizes are given; they scale."""
+TEST_RESIZE = 256
+"""Test transform of every recipe but ``none``: Resize(256) on the short side, CenterCrop(224)."""
 
 _MULTIPLIER_0, _MULTIPLIER_1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
 _LOW_32 = np.uint64(0xFFFFFFFF)
-_ORDER, _FLIP, _BRIGHTNESS, _CROP = range(4)
 _CROP_TRIES = 10
 
 
@@ -59,7 +65,7 @@ class AugmentPlan:
         )
 
 
-def philox(key: tuple[int, int], counter_4: tuple[np.ndarray, ...]) -> np.ndarray:
+def philox(key: tuple[int, int], counter_4: Sequence[np.ndarray | np.uint64]) -> np.ndarray:
     """Philox4x32-10: four broadcastable uint32 counters and a key of two uint32 -> uint32 [..., 4]."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in counter_4))
     k0, k1 = key
@@ -83,7 +89,7 @@ def _words(seed: int, task: int, epoch: int, sample_id_N: np.ndarray, purpose: i
     if sample_id_N.size and (sample_id_N.min() < 0 or sample_id_N.max() >= 2**32):
         raise ValueError("sample ids must be in [0, 2^32)")
     key = (seed & 0xFFFFFFFF, seed >> 32)
-    return philox(key, (sample_id_N, np.uint64(purpose << 16 | draw), np.uint64(epoch), np.uint64(task)))
+    return philox(key, (sample_id_N, np.uint64(plan_counter(purpose, draw)), np.uint64(epoch), np.uint64(task)))
 
 
 def _uniform(word_N: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -98,7 +104,7 @@ def _integer(word_N: np.ndarray, count_N: np.ndarray) -> np.ndarray:
 def epoch_order(seed: int, task: int, epoch: int, sample_id_N: np.ndarray) -> np.ndarray:
     """The sample ids in this epoch's random order, int64 [N]; depends on the set of ids only."""
     sample_id_N = np.asarray(sample_id_N, dtype=np.int64)
-    words = _words(seed, task, epoch, sample_id_N, _ORDER).astype(np.uint64)
+    words = _words(seed, task, epoch, sample_id_N, ORDER).astype(np.uint64)
     sort_key_N = words[:, 0] << np.uint64(32) | words[:, 1]
     return sample_id_N[np.lexsort((sample_id_N, sort_key_N))]
 
@@ -123,22 +129,22 @@ def train_plan(
     flip_N = np.zeros(num_images, dtype=bool)
     brightness_N = np.ones(num_images, dtype=np.float32)
     if spec.flip:
-        flip_N = _words(seed, task, epoch, sample_id_N, _FLIP)[:, 0] >= 2**31
+        flip_N = _words(seed, task, epoch, sample_id_N, FLIP)[:, 0] >= 2**31
     if spec.brightness:
-        word_N = _words(seed, task, epoch, sample_id_N, _BRIGHTNESS)[:, 0]
+        word_N = _words(seed, task, epoch, sample_id_N, BRIGHTNESS)[:, 0]
         brightness_N = _uniform(word_N, max(0.0, 1 - spec.brightness), 1 + spec.brightness).astype(np.float32)
 
     if spec.crop == "random-resized":
 
         def draw(rows: np.ndarray, k: int) -> np.ndarray:
-            return _words(seed, task, epoch, sample_id_N[rows], _CROP, k)
+            return _words(seed, task, epoch, sample_id_N[rows], CROP, k)
 
         box_N4 = random_resized_boxes(draw, height_N, width_N, spec.area, spec.ratio)
         return AugmentPlan(image_size, box_N4.astype(np.float64), box_N4.astype(np.int32), flip_N, brightness_N)
     if spec.crop == "resize-random":
-        side = scaled(spec.resize, image_size)
+        side = _scaled(spec.resize, image_size)
         resized_N2 = np.full((num_images, 2), side, dtype=np.int64)
-        word = _words(seed, task, epoch, sample_id_N, _CROP)
+        word = _words(seed, task, epoch, sample_id_N, CROP)
         span_N = np.full(num_images, side - image_size + 1)
         offset_N2 = np.stack([_integer(word[:, 1], span_N), _integer(word[:, 0], span_N)], axis=1)
         return _resize_first(image_size, resized_N2, offset_N2, height_N, width_N, flip_N, brightness_N)
@@ -237,7 +243,13 @@ def _checked(sample_id_N: np.ndarray, height_N: np.ndarray, width_N: np.ndarray)
     return arrays
 
 
-def _spec(recipe: str):
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(RECIPES)}")
-    return RECIPES[recipe]
+def _scaled(side: int, image_size: int) -> int:
+    """A side given for 224-pixel inputs, for inputs of image_size pixels."""
+    return round(side * image_size / REFERENCE_SIZE)
+
+
+def _spec(recipe: str) -> RecipeSpec:
+    known = recipes()
+    if recipe not in known:
+        raise ValueError(f"unknown recipe {recipe!r}; known: {', '.join(known)}")
+    return known[recipe]

@@ -17,10 +17,7 @@ def share_of_machine(config: DataConfig, ranks: Ranks, device: torch.device) -> 
     if ranks.alone:
         return config
     cores = max(1, len(os.sched_getaffinity(0)) // ranks.local_size)
-    host = config.cache == "host" or device.type != "cuda"
-    gb = budget_bytes(config, torch.device("cpu")) / 1e9 if host else config.cache_budget_gb
-    return replace(
-        config,
-        num_workers=config.num_workers or cores,
-        cache_budget_gb=gb / ranks.local_size if host and config.cache_budget_gb is None else gb,
-    )
+    gb = config.cache_budget_gb
+    if gb is None and (config.cache == "host" or device.type != "cuda"):
+        gb = budget_bytes(config, torch.device("cpu")) / 1e9 / ranks.local_size
+    return replace(config, num_workers=config.num_workers or cores, cache_budget_gb=gb)

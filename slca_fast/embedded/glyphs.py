@@ -95,7 +95,8 @@ def build_atlas(characters: str = CHARACTERS, fonts: tuple[str, ...] = UNICODE_F
             if image is None:
                 continue
             ink = image > 127
-            fields.append((distance_transform_edt(ink) - distance_transform_edt(~ink)).astype(np.float32))
+            inside, outside = (np.asarray(distance_transform_edt(part)) for part in (ink, ~ink))
+            fields.append((inside - outside).astype(np.float32))
         count.append(len(fields) - first[-1])
         if not count[-1]:
             raise ValueError(f"no font has the character {character!r}")

@@ -12,6 +12,7 @@ import os
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def pretrain(
     from timm import create_model
 
     output = Path(output)
-    kwargs = dict(MODEL_KWARGS if model_kwargs is None else model_kwargs)
+    kwargs: dict[str, Any] = dict(MODEL_KWARGS if model_kwargs is None else model_kwargs)
     atlas = build_atlas(characters, fonts)
     torch.manual_seed(seed)
     model = create_model(MODEL_NAME, num_classes=len(characters), **kwargs)

@@ -1,1 +1,1 @@
-
+"""Other frameworks as hosts: one file each, imported when asked for."""

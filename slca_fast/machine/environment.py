@@ -51,11 +51,6 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
-def pick_compile(wanted: bool | None, device: torch.device) -> bool:
-    """Whether to torch.compile: none means on CUDA only, where it pays within a minute."""
-    return device.type == "cuda" if wanted is None else wanted
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """Most memory this process has held: allocated device memory on CUDA, resident memory on the CPU."""
     if device.type == "cuda":

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from slca_fast.config import AlignConfig
+from slca_fast.methods.age_scaling import age_scaling, task_age
 from slca_fast.methods.alignment_steps import AlignmentSteps
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.head import LinearClassifier
+from slca_fast.seeds import alignment_key
 from slca_fast.training.optim import cosine
-
-# SLCA++: r ~ U(mu - 0.01, mu + 0.01), wherever the range of feature_scale is drawn.
-SCALE_HALF_WIDTH = 0.01
-# Keeps a task's samples independent of its head's first weights, which the same seed and task decide.
-ALIGN_STREAM = 1 << 16
 
 
 def align_classifier(
@@ -59,8 +55,8 @@ def align_classifier(
     if len(gaussians.counts) != num_classes:
         raise ValueError(f"there are Gaussians for {len(gaussians.counts)} classes but weight has {num_classes} rows")
     age_C = torch.as_tensor(task_age(task_sizes), dtype=torch.float32)
-    num_tasks = len(task_sizes)
-    mean_scale_C = 0.9 + 0.1 * (num_tasks - age_C) / num_tasks if mean_scaling else None
+    scaling = age_scaling(mean_scaling, feature_scale)
+    mean_scale_C = scaling.mean_scale(age_C, len(task_sizes))
     age_S = age_C.repeat_interleave(samples_per_class)
 
     steps = AlignmentSteps(
@@ -74,14 +70,13 @@ def align_classifier(
     )
     for epoch in range(epochs):
         features, labels = gaussians.sample(samples_per_class, generator=generator, mean_scale_C=mean_scale_C)
-        if feature_scale > 0:
-            features = features * old_task_shrink(age_S, feature_scale, generator).to(features)[:, None]
+        features = scaling.scaled(features, age_S, generator)
         order = torch.randperm(len(labels), generator=generator, device=_device(generator)).to(labels.device)
         loss = steps.run_epoch(features[order], labels[order], cosine(lr, 0.0, epoch, epochs))
         on_epoch(epoch, loss)
     aligned = LinearClassifier(steps.weight_CD, steps.bias_C, tuple(task_sizes))
     if fold:
-        aligned = aligned.folded(feature_scale)
+        aligned = scaling.folded(aligned)
     return aligned.weight_CD.to(weight_CD.dtype), aligned.bias_C.to(bias_C.dtype)
 
 
@@ -127,18 +122,6 @@ def _device(generator: torch.Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
 
 
-def task_age(task_sizes: Sequence[int]) -> np.ndarray:
-    """For every class the number of tasks since its own, ``t - t_c``, by the true task boundaries; int64 ``[C]``."""
-    return len(task_sizes) - 1 - np.repeat(np.arange(len(task_sizes)), task_sizes)
-
-
-def old_task_shrink(age_S: Tensor, feature_scale: float, generator: torch.Generator | None = None) -> Tensor:
-    """SLCA++'s factor of every sample, ``1 / (1 + r (t - t_c))`` with ``r ~ U(mu - 0.01, mu + 0.01)``; ``[S]``."""
-    uniform_S = torch.rand(len(age_S), generator=generator, device=_device(generator)).to(age_S.device)
-    r_S = feature_scale + SCALE_HALF_WIDTH * (2 * uniform_S - 1)
-    return 1 / (1 + r_S * age_S)
-
-
 def align(
     classifier: LinearClassifier,
     gaussians: ClassGaussians,
@@ -154,7 +137,7 @@ def align(
     task = len(classifier.task_sizes) - 1
     if config.epochs == 0 or task == 0:
         return classifier
-    generator = torch.Generator().manual_seed((seed << 20) + ALIGN_STREAM + task)
+    generator = torch.Generator().manual_seed(alignment_key(seed, task))
     weight, bias = align_classifier(
         classifier.weight_CD,
         classifier.bias_C,

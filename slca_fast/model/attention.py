@@ -37,24 +37,21 @@ class AttentionChoice:
     name: str
     reason: str
 
-    def applied_to(self, vit: nn.Module) -> None:
-        """Sets the attention layers of ``vit``."""
-        set_attention(vit, self.name)
 
-    def context(self) -> AbstractContextManager:
-        """To be entered around every forward pass."""
-        return sdpa_kernel([_KERNELS[self.name], SDPBackend.MATH]) if self.name in _KERNELS else nullcontext()
+def attention_kernels(name: str) -> AbstractContextManager:
+    """To be entered around every forward pass of a model on which ``set_attention`` set ``name``."""
+    return sdpa_kernel([_KERNELS[name], SDPBackend.MATH]) if name in _KERNELS else nullcontext()
 
 
 def choose_attention(
     vit: nn.Module,
     device: torch.device,
     precision: str,
-    num_images: int,
+    num_images: int | None,
     requested: str = "auto",
     native_blocks: bool = False,
 ) -> AttentionChoice:
-    """The implementation for ``vit`` on ``device`` with batches of ``num_images``.
+    """The implementation for ``vit`` on ``device`` with batches of ``num_images``; nothing is measured without it.
 
     ``precision`` is "fp32" or "bf16" (autocast). ``requested`` other than "auto" is taken as it is.
     ``native_blocks``: whether the native library could run the blocks, which it does with "bmm" alone.
@@ -71,6 +68,8 @@ def choose_attention(
         # torch's fused CPU attention multiplies by MKL, products through oneDNN are faster while the scores stay small.
         small = device.type == "cpu" and num_tokens <= MOST_BMM_TOKENS
         return AttentionChoice("bmm" if small else "sdpa", "fixed in fp32, where one seed gives the same bits")
+    if num_images is None:
+        return AttentionChoice("sdpa", "torch's own, until a run measures which is the fastest")
     shape = f"{num_images}x{num_tokens}x{layers[0].num_heads}x{layers[0].head_dim}"
     key = f"{_device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {precision}, {shape}"
     known = _remembered()
@@ -95,7 +94,7 @@ def _measure(layer: Attention, device: torch.device, num_images: int, num_tokens
         for _ in range(_ROUNDS):
             for name in CANDIDATES[device.type]:
                 try:
-                    ms = _step_ms(layer, AttentionChoice(name, ""), x, device)
+                    ms = _step_ms(layer, name, x, device)
                 except RuntimeError:
                     # Not every kernel serves every shape and device; SDPA names none by an exception class.
                     continue
@@ -103,10 +102,10 @@ def _measure(layer: Attention, device: torch.device, num_images: int, num_tokens
     return elapsed_ms
 
 
-def _step_ms(layer: Attention, choice: AttentionChoice, x: torch.Tensor, device: torch.device) -> float:
-    choice.applied_to(layer)
+def _step_ms(layer: Attention, name: str, x: torch.Tensor, device: torch.device) -> float:
+    set_attention(layer, name)
     with _synchronised(device) as started:
-        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16), choice.context():
+        with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16), attention_kernels(name):
             layer(x).sum().backward()
     return (time.perf_counter() - started) * 1e3
 

@@ -8,6 +8,7 @@ left out is read by nobody. Saves 10/12 of the last block, 7% of a ViT-B's arith
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from timm.layers import Attention, Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 
 from slca_fast.model.lora import LoraLinear
 from slca_fast.ops.lora_linear import lora_linear
+
+Blocks = Sequence[nn.Module] | nn.Sequential
 
 
 def why_not(vit: nn.Module) -> str | None:
@@ -46,7 +49,7 @@ def _why_not_block(block: nn.Module) -> str | None:
     return None
 
 
-def one_after_another(blocks: Sequence[nn.Module], tokens_BND: Tensor) -> Tensor:
+def one_after_another(blocks: Blocks, tokens_BND: Tensor) -> Tensor:
     """The blocks' own forward."""
     for block in blocks:
         tokens_BND = block(tokens_BND)
@@ -54,9 +57,9 @@ def one_after_another(blocks: Sequence[nn.Module], tokens_BND: Tensor) -> Tensor
 
 
 def first_token(
-    blocks: Sequence[nn.Module],
+    blocks: Blocks,
     tokens_BND: Tensor,
-    run_blocks: Callable[[Sequence[nn.Module], Tensor], Tensor] = one_after_another,
+    run_blocks: Callable[[Blocks, Tensor], Tensor] = one_after_another,
 ) -> Tensor:
     """The first token after all blocks, ``[B, N, D] -> [B, 1, D]``. ``run_blocks`` computes all but the last."""
     return _last_block(blocks[-1], run_blocks(blocks[:-1], tokens_BND))
@@ -65,7 +68,7 @@ def first_token(
 def class_token_features(
     vit: VisionTransformer,
     images: Tensor,
-    run: Callable[[Sequence[nn.Module], Tensor], Tensor] = first_token,
+    run: Callable[[Blocks, Tensor], Tensor] = first_token,
 ) -> Tensor:
     """What ``vit.forward_head(vit.forward_features(images), pre_logits=True)`` returns: ``[B, 3, S, S] -> [B, D]``.
 
@@ -76,8 +79,9 @@ def class_token_features(
     return vit.head_drop(vit.fc_norm(features_BD))
 
 
-def _last_block(block: Block, tokens_BND: Tensor) -> Tensor:
+def _last_block(block: nn.Module, tokens_BND: Tensor) -> Tensor:
     """The block's output for the first token, ``[B, 1, D]``."""
+    assert isinstance(block, Block) and isinstance(block.attn, Attention)
     x = tokens_BND[:, :1]
     x = x + block.drop_path1(block.ls1(_first_token_attention(block.attn, block.norm1(tokens_BND))))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
@@ -110,7 +114,7 @@ def set_attention(vit: nn.Module, name: str) -> int:
 
     Returns how many layers there are.
     """
-    layers = [module for module in vit.modules() if isinstance(getattr(module, "fused_attn", None), bool)]
+    layers: list[Any] = [module for module in vit.modules() if isinstance(getattr(module, "fused_attn", None), bool)]
     for layer in layers:
         layer.fused_attn = name != "bmm"
     return len(layers)
@@ -118,4 +122,5 @@ def set_attention(vit: nn.Module, name: str) -> int:
 
 def plain_features(vit: nn.Module, images: Tensor) -> Tensor:
     """timm's own way, for every model: ``[B, 3, S, S] -> [B, feature_dim]``."""
-    return vit.forward_head(vit.forward_features(images), pre_logits=True)
+    timm_model: Any = vit
+    return timm_model.forward_head(timm_model.forward_features(images), pre_logits=True)

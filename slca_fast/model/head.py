@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from slca_fast.seeds import head_key
 
 
 class Classifier(nn.Module):
@@ -17,8 +20,13 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList()
 
     @property
+    def linears(self) -> list[nn.Linear]:
+        """The heads, oldest first."""
+        return cast(list[nn.Linear], list(self.heads))
+
+    @property
     def task_sizes(self) -> tuple[int, ...]:
-        return tuple(head.out_features for head in self.heads)
+        return tuple(head.out_features for head in self.linears)
 
     def grow(self, num_labels: int, seed: int, device: torch.device) -> nn.Linear:
         """Appends (and returns) a head with weights from a normal of std 0.02 truncated at +-2, bias 0.
@@ -27,18 +35,18 @@ class Classifier(nn.Module):
         """
         for parameter in self.heads.parameters():
             parameter.requires_grad_(False)
-        generator = torch.Generator().manual_seed((seed << 20) + len(self.heads))
+        generator = torch.Generator().manual_seed(head_key(seed, len(self.heads)))
         # Born empty: the default initialisation would draw from the caller's generator.
         head = nn.Linear(self.feature_dim, num_labels, device="meta").to_empty(device="cpu")
         nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
         nn.init.zeros_(head.bias)
         self.heads.append(head.to(device))
-        return self.heads[-1]
+        return self.linears[-1]
 
     def linear(self) -> LinearClassifier:
         """All heads as one matrix, copied, in float32."""
-        weight = torch.cat([head.weight.detach() for head in self.heads]).float()
-        bias = torch.cat([head.bias.detach() for head in self.heads]).float()
+        weight = torch.cat([head.weight.detach() for head in self.linears]).float()
+        bias = torch.cat([head.bias.detach() for head in self.linears]).float()
         return LinearClassifier(weight, bias, self.task_sizes)
 
 
@@ -50,9 +58,17 @@ class LinearClassifier:
     bias_C: Tensor
     task_sizes: tuple[int, ...]
 
-    def logits(self, features_ND: Tensor) -> Tensor:
-        """``[N, C]`` for features ``[N, D]``."""
+    def scores(self, features_ND: Tensor) -> Tensor:
+        """Logits ``[N, C]`` for features ``[N, D]``."""
         return torch.nn.functional.linear(features_ND, self.weight_CD, self.bias_C)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and biases by name, for a checkpoint."""
+        return {"weight": self.weight_CD, "bias": self.bias_C}
+
+    def linear(self) -> LinearClassifier:
+        """Itself."""
+        return self
 
     def folded(self, feature_scale: float) -> LinearClassifier:
         """SLCA++'s inference scales as weights: head k sees ``1 + feature_scale (t - k)`` times its input.

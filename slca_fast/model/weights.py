@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from slca_fast.errors import UserError
@@ -17,16 +19,23 @@ OPTION = "--model.checkpoint"
 # A classifier or projector on top of the features is not part of the backbone.
 HEAD_PREFIXES = ("head.", "head_dist.", "fc.", "pre_logits.", "projector.", "predictor.")
 # Wrappers of other code bases around the backbone's names (DataParallel, MoCo v3, common trainers).
-WRAPPERS = ("module.", "base_encoder.", "backbone.", "model.", "vit.")
+WRAPPERS = ("_orig_mod.", "module.", "base_encoder.", "backbone.", "model.", "vit.")
+# Other parts of a pre-training: heads, decoders, masks, a text tower.
+NOT_BACKBONE = (
+    *HEAD_PREFIXES,
+    *("decoder", "mask_token", "teacher.", "dino_head", "ibot_head"),
+    *("text", "logit_scale", "logit_bias", "token_embedding", "transformer.", "positional_embedding", "ln_final"),
+    "visual.",
+)
 
 
-def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
+def load_checkpoint(vit: nn.Module, path: str | Path, report: Callable[[str], None] = lambda text: None) -> None:
     """Loads ``path`` into a timm vision transformer without a classification head, in place.
 
     Accepts .safetensors, Google's .npz, and .pth/.pt/.bin (read with ``weights_only=True``, never unpickled freely);
-    ``module.`` and ``base_encoder.`` prefixes (MoCo v3) are stripped, momentum encoder and heads are ignored, and
-    position embeddings are resampled to the model's grid. Raises UserError when the file cannot be read or does not
-    fit the model.
+    ``module.`` and ``base_encoder.`` prefixes (MoCo v3) are stripped, momentum encoder, heads, decoders and text tower
+    are ignored; patch kernels and position embeddings are resampled to the model's, which ``report`` is told. Raises
+    UserError when the file cannot be read, does not fit the model, or holds weights that the model has no place for.
     """
     path = Path(path)
     if not path.is_file():
@@ -36,8 +45,15 @@ def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
         return
     state = strip_prefixes(_read(path))
     _require_same_width(vit, state, path)
-    state = checkpoint_filter_fn(state, vit)
-    wanted = vit.state_dict()
+    wanted, sizes = vit.state_dict(), {name: tuple(tensor.shape) for name, tensor in state.items()}
+    try:
+        state = checkpoint_filter_fn(state, cast(VisionTransformer, vit))
+    except (RuntimeError, ValueError, AssertionError, KeyError, IndexError) as error:
+        tokens = f"its position embedding is {list(sizes['pos_embed'])}" if "pos_embed" in sizes else "its layout"
+        raise UserError(
+            f"{OPTION} {path}: {tokens}, which cannot be brought to the tokens of --model.name ({_first_line(error)}); "
+            f"choose the --model.name and --model.kwargs that the weights belong to"
+        ) from error
     for name, tensor in state.items():
         if name in wanted and wanted[name].shape != tensor.shape:
             raise UserError(
@@ -50,6 +66,16 @@ def load_checkpoint(vit: nn.Module, path: str | Path) -> None:
             f"{OPTION} {path}: {len(missing)} of {len(wanted)} weights are missing (first: {missing[0]}); "
             f"choose the --model.name and --model.kwargs that the weights belong to"
         )
+    homeless = [name for name in state if name not in wanted and not name.startswith(NOT_BACKBONE)]
+    if homeless:
+        raise UserError(
+            f"{OPTION} {path}: the model has no place for {len(homeless)} of its weights (first: {homeless[0]}), and "
+            f"without them its features would be others; choose the --model.name and --model.kwargs they belong to"
+        )
+    for name, what in (("patch_embed.proj.weight", "patch kernel"), ("pos_embed", "position embedding")):
+        if name in sizes and sizes[name] != tuple(wanted[name].shape):
+            before, after = (_extent(shape) for shape in (sizes[name], tuple(wanted[name].shape)))
+            report(f"{OPTION} {path}: {what} resampled from {before} to {after}")
     vit.load_state_dict({name: state[name].to(wanted[name].dtype) for name in wanted})
 
 
@@ -92,10 +118,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load_npz(vit: nn.Module, path: Path) -> None:
-    if not hasattr(vit, "load_pretrained"):
+    load = getattr(vit, "load_pretrained", None)
+    if load is None:
         raise UserError(f"{OPTION} {path}: --model.name has no .npz weights; give .safetensors or .pth")
     try:
-        vit.load_pretrained(str(path))
+        load(str(path))
     except (KeyError, ValueError, RuntimeError, OSError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{OPTION} {path}: does not fit --model.name ({_first_line(error)})") from error
 
@@ -107,6 +134,10 @@ def _require_same_width(vit: nn.Module, state: dict[str, Tensor], path: Path) ->
             f"{OPTION} {path}: its width is {token.shape[-1]} but --model.name has width {vit.embed_dim}; "
             f"choose the model that the weights belong to"
         )
+
+
+def _extent(shape: tuple[int, ...]) -> str:
+    return f"{shape[-2]}x{shape[-1]} px" if len(shape) == 4 else f"{shape[-2]} tokens"
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +16,13 @@ from .registry import OpSpec, Sample, choose_backend, register
 
 def augment(
     pixels_U8: Tensor,
-    offset_N: Tensor,
-    height_N: Tensor,
-    width_N: Tensor,
-    box_N4: Tensor,
-    clip_N4: Tensor,
-    flip_N: Tensor,
-    brightness_N: Tensor,
+    offset_N: Tensor | np.ndarray,
+    height_N: Tensor | np.ndarray,
+    width_N: Tensor | np.ndarray,
+    box_N4: Tensor | np.ndarray,
+    clip_N4: Tensor | np.ndarray,
+    flip_N: Tensor | np.ndarray,
+    brightness_N: Tensor | np.ndarray,
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
@@ -134,7 +135,8 @@ def _augment_into(
     if backend == "reference":
         out.copy_(reference.augment(pixels_U8, *plan, out.shape[-1], mean, std, dtype=out.dtype))
         return
-    offset_N, _, *rest = (t.to(out.device, non_blocking=True) for t in plan)
+    offset_N, _, width_N, box_N4, clip_N4, flip_N, brightness_N = (t.to(out.device, non_blocking=True) for t in plan)
+    rest = (width_N, box_N4, clip_N4, flip_N, brightness_N)
     if backend == "native":
         native_kernel.augment_into(out, pixels_U8, offset_N, *rest, mean, std, not out.is_contiguous())
     else:
@@ -221,7 +223,6 @@ def _pillow(
     pixels_U8, offset_N, height_N, width_N, box_N4, clip_N4, flip_N, brightness_N, size, mean, std, *, dtype
 ) -> Tensor:
     """The same batch as Pillow and torchvision make it, one image after the other."""
-    import numpy as np
     from PIL import Image, ImageEnhance
     from torchvision.transforms import functional as tvf
 
@@ -233,7 +234,7 @@ def _pillow(
         relative = tuple(value - clip[axis % 2] for axis, value in enumerate(box))
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=relative)
         if flip:
-            image = tvf.hflip(image)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if brightness != 1:
             image = ImageEnhance.Brightness(image).enhance(brightness)
         images.append(tvf.normalize(tvf.to_tensor(image), mean, std))

@@ -104,9 +104,11 @@ def _gradients(ctx, x, used_OI, lora_A_RI, lora_B_OR, grad, needs_x, needs_bias,
     if needs_x:
         grad_x = grad_NO @ used_OI
         if not ctx.is_merged:
+            assert through_NR is not None
             grad_x = torch.addmm(grad_x, through_NR, A_RI, alpha=ctx.scale)
         grad_x = grad_x.reshape(x.shape)
     if needs_A:
+        assert through_NR is not None
         grad_A = (ctx.scale * (through_NR.T @ x_NI)).to(lora_A_RI.dtype)
     if needs_bias:
         grad_bias = grad_NO.sum(0) if both_OS is None else both_OS[:, rank]

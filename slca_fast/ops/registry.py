@@ -117,9 +117,9 @@ def late_op(name: str, define: Callable[[str], None]) -> Callable[..., Any]:
 
 def all_ops() -> dict[str, OpSpec]:
     """The whole table: imports every module of slca_fast.ops, each of which registers its op."""
-    package = importlib.import_module(__package__)
+    package = importlib.import_module("slca_fast.ops")
     for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{__package__}.{module.name}")
+        importlib.import_module(f"{package.__name__}.{module.name}")
     return REGISTRY
 
 

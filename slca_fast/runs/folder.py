@@ -16,9 +16,11 @@ import yaml
 from torch import Tensor
 
 from slca_fast import files
-from slca_fast.runs.snapshot import newest_valid, write_snapshot
 from slca_fast.errors import UserError
-from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.methods.base import Method
+from slca_fast.runs.old_runs import with_method
+from slca_fast.runs.snapshot import newest_valid, write_snapshot
+from slca_fast.runs.state import RunState
 from slca_fast.runs.tracking import Tracker, numbers_of
 
 METRICS, LOCK = "metrics.jsonl", ".lock"
@@ -38,7 +40,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}/config.yaml is not a run's configuration")
     values.pop("preset", None)
-    return values
+    return with_method(values)
 
 
 def positions(checkpoints: Path) -> list[Path]:
@@ -130,22 +132,23 @@ class RunFolder:
         """Snapshot of the weights that never change."""
         return self.checkpoints / "frozen"
 
-    def save_statistics(self, task: int, gaussians: ClassGaussians) -> None:
-        """Writes the Gaussians of a finished task's labels, once, and again: nothing could measure them anew later."""
+    def save_memory(self, task: int, method: Method) -> None:
+        """Writes what ``method`` remembers of a finished task, once, and again: nothing could measure it anew later."""
         if self.owner:
-            for path in self._statistics(task):
-                gaussians.save(path)
+            for path in self._memory(task):
+                method.save(task, path)
 
-    def load_statistics(self, task: int, device: torch.device, report: Callable[[str], None]) -> ClassGaussians | None:
-        """What ``save_statistics`` wrote, from the first of the two files that is intact; None when neither is."""
-        for path in self._statistics(task):
+    def load_memory(self, task: int, method: Method, device: torch.device, report: Callable[[str], None]) -> bool:
+        """Hands ``method`` what ``save_memory`` wrote, from the first of two files that is intact; whether one was."""
+        for path in self._memory(task):
             try:
-                return ClassGaussians.load(path, device)
+                method.load(task, path, device)
+                return True
             except (OSError, ValueError) as problem:
                 report(f"statistics file ignored: {problem}")
-        return None
+        return False
 
-    def _statistics(self, task: int) -> tuple[Path, Path]:
+    def _memory(self, task: int) -> tuple[Path, Path]:
         names = (f"statistics-task-{task:03d}.safetensors", f"statistics-task-{task:03d}-copy.safetensors")
         return self.checkpoints / names[0], self.checkpoints / names[1]
 
@@ -181,17 +184,15 @@ class RunFolder:
 
     def save_position(
         self,
-        task: int,
-        epoch: int,
-        step: int,
+        state: RunState,
         tensors: Mapping[str, Mapping[str, Tensor]],
-        state: Mapping[str, Any],
         keep: int,
     ) -> Path:
         """Writes the checkpoint of a position and removes all but the ``keep`` newest and the last finished task's."""
         self._metrics.sync()
-        name = f"task-{task:03d}-epoch-{epoch:04d}-step-{step:06d}"
-        path = write_snapshot(self.checkpoints / name, tensors, state)
+        at = state.position
+        name = f"task-{at.task:03d}-epoch-{at.epoch:04d}-step-{at.step:06d}"
+        path = write_snapshot(self.checkpoints / name, tensors, state.to_dict())
         saved = positions(self.checkpoints)
         # What evaluation and export read must outlive the checkpoints within the next task.
         kept = {*saved[-keep:], *[p for p in saved if is_finished_task(p)][-1:]}

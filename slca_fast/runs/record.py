@@ -250,9 +250,7 @@ def _read_matrix(path: Path) -> tuple[tuple[float | None, ...], ...]:
     """A square table of numbers with empty cells; a header row and a column of task names are dropped."""
     rows = [row for row in csv.reader(_read_text(path).splitlines()) if row]
     cells = [[_cell(text) for text in row] for row in rows]
-    if rows and any(
-        cell is None and text.strip().lower() not in ("", "nan") for cell, text in zip(cells[0], rows[0])
-    ):
+    if rows and any(cell is None and text.strip().lower() not in ("", "nan") for cell, text in zip(cells[0], rows[0])):
         cells = [row[1:] if cells[0][0] is None else row for row in cells[1:]]
     return _rows(cells)
 
@@ -274,8 +272,6 @@ def _read_confusion(path: Path, notes: list[str]) -> np.ndarray | None:
         notes.append(f"confusion.csv could not be read ({error}); it was left out.")
         return None
     if counts_CC.shape[0] != counts_CC.shape[1] or not np.isfinite(counts_CC).all() or counts_CC.min() < 0:
-        notes.append(
-            f"confusion.csv is not a square table of counts (shape {counts_CC.shape}); it was left out."
-        )
+        notes.append(f"confusion.csv is not a square table of counts (shape {counts_CC.shape}); it was left out.")
         return None
     return counts_CC

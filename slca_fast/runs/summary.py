@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from slca_fast.metrics import TaskResult, accuracy_matrix, summary_metrics
 from slca_fast.files import replace_json, replace_text
+from slca_fast.metrics import TaskResult, accuracy_matrix, summary_metrics
 
 
 def write_results(folder: Path, results: Sequence[TaskResult], facts: dict[str, Any]) -> dict[str, Any]:

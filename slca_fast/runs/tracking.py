@@ -26,8 +26,10 @@ class TensorBoard:
         try:
             writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         except ImportError:
-            raise UserError("--track.tensorboard true: the package tensorboard is not installed; "
-                            "pip install slca-fast[track], or leave it out") from None
+            raise UserError(
+                "--track.tensorboard true: the package tensorboard is not installed; "
+                "pip install slca-fast[track], or leave it out"
+            ) from None
         self.writer = writer(str(folder / "tensorboard"))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -45,12 +47,14 @@ class WeightsAndBiases:
         try:
             wandb = importlib.import_module("wandb")
         except ImportError:
-            raise UserError("--track.wandb true: the package wandb is not installed; pip install wandb, "
-                            "or leave it out") from None
+            raise UserError(
+                "--track.wandb true: the package wandb is not installed; pip install wandb, or leave it out"
+            ) from None
         id_file = folder / "wandb_id.txt"
         run_id = id_file.read_text().strip() if id_file.exists() else None
-        self.run = wandb.init(project="slca-fast", name=folder.name, dir=str(folder), config=dict(config), id=run_id,
-                              resume="allow")
+        self.run = wandb.init(
+            project="slca-fast", name=folder.name, dir=str(folder), config=dict(config), id=run_id, resume="allow"
+        )
         id_file.write_text(self.run.id)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:

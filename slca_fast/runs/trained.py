@@ -10,22 +10,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slca_fast.runs.snapshot import BadSnapshot, newest_valid, read_snapshot
 from slca_fast.config import Config
 from slca_fast.config_file import config_from_dict
 from slca_fast.data.images import BadImage, decode_rgb
 from slca_fast.data.pillow import render
 from slca_fast.data.plan import test_plan
-from slca_fast.machine.environment import pick_device, pick_precision
 from slca_fast.errors import DataError, UserError
-from slca_fast.training.evaluation import class_scores
-from slca_fast.model.backbone import Backbone, build_backbone
-from slca_fast.model.head import Classifier, LinearClassifier
+from slca_fast.machine.environment import pick_device, pick_precision
 from slca_fast.machine.float32 import fast_float32_products
-from slca_fast.runs.resume import restore_model
+from slca_fast.methods.base import TaskClassifier
+from slca_fast.methods.table import method_class
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import build_backbone
+from slca_fast.model.fast_path import choose
 from slca_fast.runs.folder import is_finished_task, positions, read_config
+from slca_fast.runs.learned import Learned, TensorGroups, classifier_of
+from slca_fast.runs.snapshot import BadSnapshot, newest_valid, read_snapshot
+from slca_fast.runs.state import RunState
 from slca_fast.tasks import TaskPlan
-from slca_fast.training.stage1 import autocast
+from slca_fast.training.evaluation import class_scores
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,20 @@ class TrainedModel:
     plan: TaskPlan
     class_names: tuple[str, ...]
     """Sorted, as in the data set; class ids are positions in it."""
-    num_tasks_done: int
     backbone: Backbone
-    classifier: LinearClassifier
+    classifier: TaskClassifier
     device: torch.device
     precision: str
+
+    @property
+    def num_tasks_done(self) -> int:
+        return len(self.classifier.task_sizes)
 
     def scores(self, images: Tensor) -> Tensor:
         """Class scores ``[N, seen classes]`` (class positions in the class order) of normalised images."""
         with torch.no_grad(), autocast(self.precision, self.device), fast_float32_products(self.device):
             features = self.backbone(images.to(self.device)).float()
-        return class_scores(self.classifier.logits(features), self.plan)
+        return class_scores(self.classifier.scores(features), self.plan)
 
     def name_of(self, position: int) -> str:
         """Class name of a position in the class order."""
@@ -58,33 +64,34 @@ def load_run(run: Path, device: str = "auto") -> TrainedModel:
     config = config_from_dict(read_config(run))
     problems: list[str] = []
     finished = [position for position in positions(run / "checkpoints") if is_finished_task(position)]
-    _, tensors, state = next(newest_valid(finished, problems.append), (None, None, None))
-    if tensors is None:
-        reason = f" ({problems[0]})" if problems else ""
-        raise UserError(f"{run} has no finished task yet{reason}")
-    plan = TaskPlan(config.tasks.scenario, tuple(state["class_order"]), tuple(state["task_sizes"]))
-    target = pick_device(device)
+    for _, tensors, values in newest_valid(finished, problems.append):
+        try:
+            return _trained(run, config, tensors, RunState.from_dict(values), pick_device(device))
+        except BadSnapshot as problem:
+            problems.append(str(problem))
+    reason = f" ({problems[0]})" if problems else ""
+    raise UserError(f"{run} has no finished task yet{reason}")
+
+
+def _trained(run: Path, config: Config, tensors: TensorGroups, state: RunState, device: torch.device) -> TrainedModel:
     backbone = _bare_backbone(config)
     try:
         frozen, _ = read_snapshot(run / "checkpoints" / "frozen")
     except BadSnapshot as problem:
         raise UserError(f"{run} is damaged: {problem}") from problem
     backbone.load_state_dict(frozen["backbone"], strict=False)
-    aligned = restore_model(tensors, backbone, Classifier(backbone.feature_dim), plan, torch.device("cpu"))
-    precision = pick_precision(config.runtime.precision, target)
-    backbone = backbone.to(target).eval()
-    backbone.use_fast_path(precision, config.optim.batch_size, config.runtime.attention)
-    classifier = LinearClassifier(aligned.weight_CD.to(target), aligned.bias_C.to(target), aligned.task_sizes)
-    return TrainedModel(
-        config,
-        plan,
-        tuple(state["class_names"]),
-        len(aligned.task_sizes),
-        backbone,
-        classifier,
-        target,
-        precision,
-    )
+    learned = Learned(backbone, method_class(config.method)(config, backbone.feature_dim))
+    learned.restore(tensors, state.task_sizes, torch.device("cpu"))
+    classifier = classifier_of(learned.method, tensors, state.task_sizes, device)
+    if classifier is None:
+        raise BadSnapshot("it holds no classifier")
+    precision = pick_precision(config.runtime.precision, device)
+    backbone = backbone.to(device).eval()
+    batch_size = config.optim.batch_size
+    execution = choose(backbone.vit, device, precision, batch_size, compiled=False, attention=config.runtime.attention)
+    backbone.use(execution)
+    plan = TaskPlan(config.tasks.scenario, state.class_order, state.task_sizes)
+    return TrainedModel(config, plan, state.class_names, backbone, classifier, device, precision)
 
 
 def _bare_backbone(config: Config) -> Backbone:

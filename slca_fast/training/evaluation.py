@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from slca_fast.metrics import TaskResult
-from slca_fast.model.head import LinearClassifier
 from slca_fast.tasks import TaskPlan
 
 TOP_K = 5
 
 
-def class_scores(logits_NL: Tensor, plan: TaskPlan) -> Tensor:
-    """Scores ``[N, seen classes]`` from label logits: in DIL the maximum over the domains' heads."""
+class Scores(Protocol):
+    """What is evaluated: a classifier of all labels seen."""
+
+    @property
+    def task_sizes(self) -> tuple[int, ...]:
+        """Number of labels of every task seen."""
+        ...
+
+    def scores(self, features_ND: Tensor) -> Tensor:
+        """``[N, C]``, the larger the likelier."""
+        ...
+
+
+def class_scores(scores_NL: Tensor, plan: TaskPlan) -> Tensor:
+    """Scores ``[N, seen classes]`` from those of labels: in DIL the maximum over the domains' heads."""
     if plan.scenario == "cil":
-        return logits_NL
-    return logits_NL.view(len(logits_NL), -1, plan.num_classes).amax(dim=1)
+        return scores_NL
+    return scores_NL.view(len(scores_NL), -1, plan.num_classes).amax(dim=1)
 
 
-def evaluate(classifier: LinearClassifier, features_ND: Tensor, label_N: Tensor, plan: TaskPlan) -> TaskResult:
+def evaluate(classifier: Scores, features_ND: Tensor, label_N: Tensor, plan: TaskPlan) -> TaskResult:
     """Metrics of ``classifier`` on test features of all seen labels."""
-    scores = class_scores(classifier.logits(features_ND), plan)
+    scores = class_scores(classifier.scores(features_ND), plan)
     class_N = torch.as_tensor(plan.class_of_label, device=label_N.device)[label_N]
     top = scores.topk(min(TOP_K, scores.shape[1]), dim=1).indices
     hit_N = top[:, 0] == class_N

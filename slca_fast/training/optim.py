@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slca_fast.config import OptimConfig
 
@@ -71,8 +71,8 @@ def make_optimizer(config: OptimConfig, groups: list[dict[str, Any]], device: to
     return cls(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, **extra)
 
 
-def optimizer_class(name: str, device: torch.device) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """The optimizer class for ``name`` ("sgd", "adamw") on ``device`` and its implementation arguments."""
+def optimizer_class(name: str, device: torch.device) -> tuple[type[Any], dict[str, Any]]:
+    """The torch.optim.Optimizer for ``name`` ("sgd", "adamw") on ``device`` and its implementation arguments."""
     if device.type == "cuda" and (apex := apex_optimizers()) is not None:
         return (apex.FusedSGD, {}) if name == "sgd" else (apex.FusedAdam, {"adam_w_mode": True})
     cls = torch.optim.SGD if name == "sgd" else torch.optim.AdamW
@@ -83,6 +83,25 @@ def optimizer_backend(name: str, device: torch.device) -> str:
     """The name of the implementation that ``make_optimizer`` picks, for doctor and the report."""
     cls, _ = optimizer_class(name, device)
     return f"apex.{cls.__name__}" if cls.__module__.startswith("apex") else f"torch.{cls.__name__} (fused)"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter tensors as ``"<parameter index>.<name>"``."""
+    return {
+        f"{index}.{key}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts ``optimizer_tensors`` back into a freshly made optimizer."""
+    state = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        state["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(state)
 
 
 def apex_optimizers() -> Any | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,8 @@ from slca_fast.errors import UserError
 from slca_fast.machine.ranks import ALONE, Ranks, Votes
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
-from slca_fast.training.optim import learning_rate, make_optimizer, slow_learner_param_groups
+from slca_fast.seeds import step_key
+from slca_fast.training.optim import learning_rate, make_optimizer, restore_optimizer, slow_learner_param_groups
 
 
 class NonFiniteLoss(UserError):
@@ -66,6 +67,8 @@ class Stage1:
     """Label of the task's first class: targets are label - first_label."""
     precision: str
     ranks: Ranks = ALONE
+    optimizer_state: Mapping[str, Tensor] | None = None
+    """What ``optimizer_tensors`` gave when a checkpoint was made within this task."""
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,6 +85,8 @@ class Stage1:
             group["base_lr"] = group["lr"]
         self.device = self.head.weight.device
         self.optimizer = make_optimizer(optim, groups, self.device)
+        if self.optimizer_state is not None:
+            restore_optimizer(self.optimizer, self.optimizer_state)
 
     def run_epoch(
         self,
@@ -118,7 +123,7 @@ class Stage1:
                 batch = next(batches)
                 waited += time.perf_counter() - asked
                 # Dropout, when a user asks for it, is a function of the step: nothing of it needs saving.
-                torch.manual_seed(_step_seed(seed, self.task, epoch, start_step + len(losses), self.ranks.rank))
+                torch.manual_seed(step_key(seed, self.task, epoch, start_step + len(losses), self.ranks.rank))
                 num_images = len(todo[len(losses)])
                 if self.ranks.alone:
                     losses.append(torch.zeros((), device=self.device) if batch is None else self._step(batch))
@@ -203,7 +208,3 @@ class Stage1:
                 )
             loss_sum += value
         return loss_sum
-
-
-def _step_seed(seed: int, task: int, epoch: int, step: int, rank: int) -> int:
-    return ((((seed * 1009 + task) * 10007 + epoch) * 1000003 + step) + rank * 0x9E3779B97F4A7C15) % 2**63

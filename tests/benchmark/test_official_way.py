@@ -13,10 +13,10 @@ from slca_fast.benchmark import official_way
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import Stream
 from slca_fast.methods.alignment import align_classifier
-from slca_fast.methods.class_statistics import measure_classes
 from slca_fast.methods.gaussians import ClassGaussians
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier
+from slca_fast.training.features import extract_features
 from slca_fast.training.stage1 import Stage1
 
 CPU = torch.device("cpu")
@@ -64,8 +64,7 @@ def test_losses_statistics_and_alignment_are_the_pipelines(setting: Setting) -> 
         ours, theirs = setting.train(task)
         assert ours == pytest.approx(theirs, rel=2e-5)
         images = setting.stream.train(task)
-        measured = measure_classes(setting.backbone, images, setting.config.align.ridge, "fp32")
-        gaussians = gaussians.extended(measured)
+        gaussians.update(*extract_features(setting.backbone, images, "fp32"))
         for label in range(setting.plan.offsets[task], setting.plan.offsets[task + 1]):
             batches = [(b.sample_id_B, b.images, b.label_B) for b in images.test_batches()]
             setting.official.measure_class([(i, x[y == label], y[y == label]) for i, x, y in batches])

@@ -382,6 +382,10 @@ def test_check_data_and_doctor_speak_plainly(images, capsys) -> None:
     assert main(["doctor", "--json"]) == 0
     findings = json.loads(capsys.readouterr().out)
     assert "symmetric_cross_entropy" in findings["ops"] and "torch" in findings["versions"]
+    rows = findings["fast paths"]
+    assert any(blocks in rows["transformer blocks"] for blocks in ("native products", "native passes", "timm"))
+    assert "bmm (" in rows["attention"] or "sdpa (" in rows["attention"]
+    assert rows["last block"].startswith("class token") and "on for CUDA" in rows["torch.compile"]
 
 
 def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) -> None:
@@ -407,7 +411,7 @@ def test_exported_timm_weights_give_the_same_logits(images, tmp_path, capsys) ->
     exported, model = vit.eval()(pixels), load_run(run, "cpu")
     same_order = merge_lora(copy.deepcopy(model.backbone.vit)).eval()
     set_attention(same_order, "sdpa")
-    same = model.classifier.logits(same_order.forward_head(same_order.forward_features(pixels), pre_logits=True))
+    same = model.classifier.scores(same_order.forward_head(same_order.forward_features(pixels), pre_logits=True))
     assert torch.equal(exported, same)
     # Our own way adds in another order: LoRA beside the weight, the last block for the class token alone.
     torch.testing.assert_close(exported, model.scores(pixels), rtol=1e-6, atol=2e-6)

@@ -32,8 +32,8 @@ from slca_fast.data.headers import HeaderStore
 from slca_fast.experiment import run
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.runs.folder import positions
-from slca_fast.runs.resume import saved_progress
 from slca_fast.runs.snapshot import MANIFEST, STATE, BadSnapshot, _digest_of, read_snapshot
+from slca_fast.runs.state import RunState
 
 SEARCH = settings(
     max_examples=int(os.environ.get("SLCA_FAST_TEST_EXAMPLES", "60")),
@@ -173,7 +173,7 @@ def search_checkpoints(output: Path) -> None:
     def read() -> None:
         try:
             _, found = read_snapshot(newest)
-            saved_progress(found)
+            RunState.from_dict(found)
         except BadSnapshot as problem:
             assert str(problem)
 

@@ -20,11 +20,6 @@ from slca_fast.data.sources import open_source
 from slca_fast.errors import DataError
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLCA_FAST_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def root(tmp_path):
     return write_folder(tmp_path / "set", classes=("ant", "bee"), per_class=2, size=(60, 80))

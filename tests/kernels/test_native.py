@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slca_fast.kernels import native
 
+from slca_fast.kernels import native
 from slca_fast.ops.symmetric_cross_entropy import symmetric_cross_entropy
 from slca_fast.ops.task_normalized_cross_entropy import task_normalized_cross_entropy
 

@@ -22,8 +22,8 @@ from PIL import Image
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import Stream
 from slca_fast.machine.ranks import Ranks, Votes
-from slca_fast.methods.class_statistics import measure_classes
-from slca_fast.model.backbone import build_backbone
+from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.model.build import build_backbone
 from slca_fast.runs.folder import positions
 from slca_fast.runs.snapshot import read_snapshot
 from slca_fast.tasks import plan_tasks
@@ -94,19 +94,25 @@ class Threads:
         return Rank(number, self.size)
 
 
+def statistics_of(features: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    gaussians = ClassGaussians(features.shape[1])
+    gaussians.update(features, labels)
+    return gaussians.state_tensors()
+
+
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_class_statistics_are_the_same_bits_on_any_number_of_ranks(stream, size: int) -> None:
     config, opened = stream
     images = dataclasses.replace(opened.train(0), batch_size=4)
     backbone = build_backbone(config.model, config.data.image_size, config.seed)
-    expected = measure_classes(backbone, images, 1e-4, "fp32").state_tensors()
-    features, _ = extract_features(backbone, images, "fp32")
+    features, labels = extract_features(backbone, images, "fp32")
+    expected = statistics_of(features, labels)
     threads, found = Threads(size), [None] * size
 
     def work(number: int) -> None:
         ranks = threads.rank(number)
         found[number] = (
-            measure_classes(backbone, images, 1e-4, "fp32", ranks=ranks).state_tensors(),
+            statistics_of(*extract_features(backbone, images, "fp32", ranks=ranks)),
             extract_features(backbone, images, "fp32", ranks=ranks)[0],
         )
 

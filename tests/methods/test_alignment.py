@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from slca_fast.config import AlignConfig
-from slca_fast.methods.alignment import align, align_classifier, old_task_shrink, task_age
+from slca_fast.methods.age_scaling import old_task_shrink, task_age
+from slca_fast.methods.alignment import align, align_classifier
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.head import LinearClassifier
 

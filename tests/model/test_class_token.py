@@ -78,11 +78,11 @@ def test_lora_on_the_last_blocks_qkv_stays_exact(form: str) -> None:
 def test_what_it_does_not_know_runs_timms_way_and_says_why(kwargs: dict, reason: str) -> None:
     vit = make(**kwargs).eval()
     backbone = Backbone(vit)
-    assert reason in backbone.plain_reason
+    assert backbone.execution.last_block == "all tokens" and reason in backbone.execution.reasons["last block"]
     images = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(backbone(images), plain_features(vit, images), rtol=0, atol=0)
 
 
 def test_another_architecture_runs_timms_way() -> None:
     backbone = Backbone(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0, img_size=32))
-    assert "VisionTransformerDistilled" in backbone.plain_reason
+    assert "VisionTransformerDistilled" in backbone.execution.reasons["last block"]

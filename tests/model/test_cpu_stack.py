@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import statistics
 
@@ -11,15 +12,17 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slca_fast.kernels import native
-from slca_fast.kernels.vit_block import fused, passes
 from torch import Tensor, nn
 
 from slca_fast.benchmark.stages import gflop_of
-from slca_fast.model.backbone import Backbone, autocast, freeze_backbone
+from slca_fast.kernels import native
+from slca_fast.kernels.vit_block import fused, passes
+from slca_fast.model.backbone import Backbone, autocast
+from slca_fast.model.build import freeze_backbone
 from slca_fast.model.class_token import set_attention
 from slca_fast.model.cpu import composed_block, fused_block
 from slca_fast.model.cpu.stack import NativeBlocks, why_not, why_torch_multiplies
+from slca_fast.model.fast_path import choose
 from slca_fast.model.lora import apply_lora, lora_layers
 
 pytestmark = pytest.mark.skipif(passes.why_not() is not None, reason=str(passes.why_not()))
@@ -124,27 +127,30 @@ def test_a_model_runs_its_blocks_natively_and_its_features_stay_the_same() -> No
     images = torch.randn(4, 3, 16, 16)
     truth = copy.deepcopy(vit).double()(images.double())
     backbone = Backbone(vit)
-    assert backbone.use_native_blocks("fp32") == "attention is sdpa, and they know bmm alone"
-    assert backbone.native_blocks is None
-    backbone.attention = type(backbone.attention)("bmm", "asked for")
-    assert backbone.use_native_blocks("fp32") is None and backbone.native_blocks is not None
-    assert distance(backbone(images), truth) < 3e-6
-    with torch.no_grad():
+    by_sdpa = choose(vit, CPU, "fp32", 8, attention="sdpa")
+    assert (by_sdpa.blocks, by_sdpa.reasons["blocks"]) == ("timm", "attention is sdpa, and they know bmm alone")
+    for execution in (by_sdpa, choose(vit, CPU, "fp32", 8, attention="bmm")):
+        backbone.use(execution)
         assert distance(backbone(images), truth) < 3e-6
+        with torch.no_grad():
+            assert distance(backbone(images), truth) < 3e-6
+    assert backbone.execution.blocks.startswith("native")
 
 
 def test_a_model_of_one_block() -> None:
     backbone = Backbone(make(depth=1))
-    assert backbone.use_fast_path("fp32", 8) is None
+    chosen = choose(backbone.vit, CPU, "fp32", 8)
+    assert chosen.blocks.startswith("native")
     images = torch.randn(2, 3, 16, 16)
-    for products in ("native", "torch"):
-        backbone.native_blocks = NativeBlocks(torch.float32, products)
+    for blocks in ("native products", "native passes"):
+        backbone.use(dataclasses.replace(chosen, blocks=blocks))
         torch.testing.assert_close(backbone(images), backbone.vit(images), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_without_position_embedding_passes_in_parts() -> None:
     backbone = Backbone(make(pos_embed="none"))
-    assert backbone.use_fast_path("fp32", 8) is None
+    backbone.use(choose(backbone.vit, CPU, "fp32", 8))
+    assert backbone.execution.blocks.startswith("native")
     assert backbone.part_size(10**9) > 1
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(backbone(images), backbone.vit(images), rtol=1e-5, atol=1e-5)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import timm
 import torch
 from helpers import tiny_config, write_images
-from slca_fast.kernels.vit_block import fused, passes
+from hypothesis import given
+from hypothesis import strategies as st
 
+from slca_fast.errors import UserError
 from slca_fast.experiment import Interrupted, run
+from slca_fast.kernels.vit_block import fused, passes
 from slca_fast.model import attention
 from slca_fast.model import backbone as backbone_module
 from slca_fast.model.attention import AttentionChoice, choose_attention
 from slca_fast.model.backbone import Backbone
 from slca_fast.model.cpu import stack as cpu_stack
+from slca_fast.model.fast_path import BLOCKS, Execution, Remembered, choose
 from slca_fast.model.head import Classifier
 from slca_fast.training.stage1 import Stage1
 
@@ -60,12 +65,99 @@ def test_a_damaged_memory_is_measured_again(tmp_path) -> None:
     assert choice.name in json.loads(path.read_text()).values()
 
 
+def test_without_a_batch_size_nothing_is_measured(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "_measure", lambda *args: pytest.fail("measured"))
+    assert choose_attention(vit(), CPU, "bf16", None).name == "sdpa"
+
+
+def test_the_compiler_is_on_for_cuda_unless_told_otherwise() -> None:
+    for device, compiled, expected in (("cpu", None, False), ("cuda", None, True), ("cpu", True, True)):
+        chosen = choose(vit(), torch.device(device), "fp32", 8, compiled=compiled)
+        assert chosen.compiled == expected
+        assert chosen.backends()["compile"] == ("torch.compile" if expected else "off")
+        assert chosen.reasons["compile"] == ("on for CUDA, off on the CPU" if compiled is None else "asked for")
+        if expected:
+            assert (chosen.blocks, chosen.reasons["blocks"]) == ("timm", "torch.compile makes the kernels")
+
+
+@pytest.fixture
+def native_products(monkeypatch) -> None:
+    """Decides as on a machine whose native library can run the blocks and multiplies faster than torch."""
+    monkeypatch.setattr(cpu_stack, "why_not", lambda blocks: None)
+    monkeypatch.setattr(cpu_stack, "why_torch_multiplies", lambda blocks, dtype: None)
+
+
+REMEMBERED = [
+    (Remembered(), "auto", "bmm", "native products", "at once"),
+    (Remembered("bmm", "native products"), "auto", "bmm", "native products", "at once"),
+    (Remembered("bmm", "native passes"), "auto", "bmm", "native passes", "torch's products: as the run began"),
+    (Remembered("bmm", "timm"), "auto", "bmm", "timm", "the run began with timm's"),
+    (Remembered("sdpa", "timm"), "auto", "sdpa", "timm", "attention is sdpa"),
+    (Remembered("sdpa", "timm"), "bmm", "bmm", "timm", "the run began with timm's"),
+    (Remembered("cudnn", None), "auto", "bmm", "native products", "at once"),
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("remembered, asked, name, blocks, reason", REMEMBERED, ids=str)
+def test_a_run_goes_on_with_what_it_began_with(
+    native_products, remembered, asked, name, blocks, reason, precision
+) -> None:
+    chosen = choose(vit(), CPU, precision, 8, attention=asked, remembered=remembered)
+    assert (chosen.attention, chosen.blocks, chosen.last_block) == (name, blocks, "class token")
+    assert reason in chosen.reasons["blocks"]
+    expected = "as the run began" if name == "sdpa" else "asked for" if asked != "auto" else "fixed: "
+    assert chosen.reasons["attention"].startswith(expected)
+    assert remembered.missing_in(chosen) is None
+
+
+def test_what_the_run_began_with_and_this_machine_lacks_is_said(native_products, monkeypatch) -> None:
+    monkeypatch.setattr(cpu_stack, "why_torch_multiplies", lambda blocks, dtype: "torch is faster here")
+    remembered = Remembered("bmm", "native products")
+    chosen = choose(vit(), CPU, "fp32", 8, remembered=remembered)
+    assert chosen.blocks == "native passes"
+    said = remembered.missing_in(chosen)
+    assert "blocks by native products, which are missing here" in said and "torch is faster here" in said
+    compiled = choose(vit(), CPU, "fp32", 8, compiled=True, remembered=remembered)
+    assert "torch.compile makes the kernels" in remembered.missing_in(compiled)
+    assert compiled.reasons["attention"].startswith("fixed in fp32")
+
+
+@given(
+    st.sampled_from(["fp32", "bf16"]),
+    st.sampled_from(["sdpa", "bmm", "cudnn", "flash"]),
+    st.sampled_from(BLOCKS),
+    st.sampled_from(["class token", "all tokens"]),
+    st.booleans(),
+    st.dictionaries(st.text(), st.text()),
+)
+def test_an_execution_survives_json_and_contradictions_are_none(
+    precision, name, blocks, last, compiled, reasons
+) -> None:
+    values = (precision, name, blocks, last, compiled, reasons)
+    if blocks != "timm" and (name != "bmm" or last == "all tokens" or compiled):
+        with pytest.raises(AssertionError):
+            Execution(*values)
+        return
+    execution = Execution(*values)
+    assert Execution.from_dict(json.loads(json.dumps(execution.to_dict()))) == execution
+
+
+def test_blocks_that_another_rank_chose_and_this_one_lacks_are_refused(native_products, monkeypatch) -> None:
+    backbone = Backbone(vit())
+    chosen = choose(backbone.vit, CPU, "fp32", 8)
+    assert chosen.blocks == "native products"
+    monkeypatch.setattr(cpu_stack, "why_not", lambda blocks: "no native library")
+    with pytest.raises(UserError, match=r"blocks by native products, which this rank cannot \(no native library\)"):
+        backbone.use(chosen)
+
+
 @pytest.mark.parametrize("num_images", [3, 4])
 def test_padding_changes_neither_features_nor_gradients(monkeypatch, num_images: int) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
     plain, padded = Backbone(vit().double()), Backbone(vit().double())
     padded.load_state_dict(plain.state_dict())
-    padded.use_compiler(4, 4)
+    padded.use(dataclasses.replace(padded.execution, compiled=True), num_training=4, num_evaluation=4)
     images = torch.randn(num_images, 3, 16, 16, dtype=torch.float64)
     upstream = torch.randn(num_images, 32, dtype=torch.float64)
     results = []
@@ -106,8 +198,8 @@ def test_a_batch_in_parts_has_the_gradients_and_the_loss_of_the_whole(monkeypatc
     for numbers, parts in ((10**9, 1), (3 * 5 * 32, 3)):
         monkeypatch.setattr(backbone_module, "PART_NUMBERS", numbers)
         backbone = Backbone(vit())
-        backbone.use_attention(AttentionChoice("bmm", "asked for"))
-        assert backbone.use_native_blocks("fp32") is None
+        backbone.use(choose(backbone.vit, CPU, "fp32", 7, attention="bmm"))
+        assert backbone.execution.blocks.startswith("native")
         stage1 = Stage1(backbone, Classifier(32).grow(2, 0, CPU), None, config, 0, 0, "fp32")
         calls = []
         whole = stage1._loss

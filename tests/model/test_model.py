@@ -11,7 +11,7 @@ from torch import nn
 
 from slca_fast.config import LoraConfig, ModelConfig
 from slca_fast.errors import UserError
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
 from slca_fast.model.lora import LoraLinear, apply_lora, lora_layers, merge_lora, top_right_singular_vectors
 
@@ -110,7 +110,7 @@ def test_folded_scales_equal_scaled_inputs() -> None:
     classifier = LinearClassifier(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), sizes)
     # SLCA++: head k of t sees its input times 1 + mu (t - k); the bias is not scaled.
     expected = torch.cat([head((1 + mu * (2 - k)) * features) for k, head in enumerate(heads)], dim=1)
-    torch.testing.assert_close(classifier.folded(mu).logits(features), expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(classifier.folded(mu).scores(features), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.base_encoder.", "backbone."])

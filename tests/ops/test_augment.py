@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
-from slca_fast.kernels import native, triton_runtime
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
 from slca_fast.data import plan as plans
+from slca_fast.kernels import native, triton_runtime
 from slca_fast.ops.augment import MEAN, STD, augment
 from slca_fast.ops.registry import REGISTRY
 

@@ -8,10 +8,10 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slca_fast.kernels.gaussian_sampling import packing
-from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference, philox_words
 from statistics_truth import spread_of
 
+from slca_fast.kernels.gaussian_sampling import packing
+from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference, philox_words
 from slca_fast.ops.gaussian_sampling import cholesky_factor, sample_gaussians, sample_low_rank
 
 

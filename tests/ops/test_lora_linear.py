@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slca_fast.kernels import native, triton_runtime
 from slca_fast.kernels.lora_linear import native_kernel, reference
-
 from slca_fast.ops.lora_linear import FORMS, lora_linear
 
 needs_native = pytest.mark.skipif(native.why_not(native_kernel.SYMBOL) is not None, reason="native library not built")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_compiler import compile_for_hopper
+
 from slca_fast.kernels import triton_runtime
 from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference
-
 from slca_fast.ops.class_moments import class_moments
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,15 +16,16 @@ from helpers import TINY_ARGS, tiny_config, write_images
 from PIL import Image
 
 from slca_fast import files
-from slca_fast.runs.snapshot import BadSnapshot, read_snapshot
 from slca_fast.cli import main
 from slca_fast.errors import UserError
-from slca_fast.training.features import NonFiniteFeatures
 from slca_fast.experiment import run
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.backbone import Backbone
-from slca_fast.runs.observer import Observer
 from slca_fast.runs.folder import RunFolder, positions
+from slca_fast.runs.observer import Observer
+from slca_fast.runs.snapshot import BadSnapshot, read_snapshot
+from slca_fast.runs.state import Position, RunState
+from slca_fast.training.features import NonFiniteFeatures
 from slca_fast.training.stage1 import NonFiniteLoss
 
 SIZES = ("--tasks.sizes", "[2,2]")
@@ -74,16 +75,37 @@ def finished(images, tmp_path_factory) -> tuple[Path, dict]:
     return output, run(tiny_config(images, output, *SIZES, "--checkpoint.keep", "3"), preset="demo")
 
 
+class Memory:
+    """A method's memory of a few numbers."""
+
+    def __init__(self) -> None:
+        self.gaussians = ClassGaussians(3)
+        self.gaussians.update(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 4))
+
+    def save(self, task: int, path: Path) -> None:
+        self.gaussians.save(path)
+
+    def load(self, task: int, path: Path, device: torch.device) -> None:
+        self.gaussians = ClassGaussians.load(path, device)
+
+
+def state(number: int) -> RunState:
+    """Of a run whose ``number`` tasks are done."""
+    sizes = dict(class_names=(), class_order=(), task_sizes=())
+    names = dict(preset="demo", config={"method": "slca"}, data_sha256=None, frozen_sha256=None, num_ranks=1)
+    said = dict(results=(), clock={}, metrics_bytes=0, attention=None, blocks=None)
+    return RunState(position=Position(number), **sizes, **names, **said)
+
+
 def save(folder: RunFolder, number: int) -> None:
     tensors = {"backbone": {"w": torch.full((4,), float(number))}, "heads": {}}
-    folder.save_position(number, 0, 0, tensors, {"number": number}, keep=2)
+    folder.save_position(state(number), tensors, keep=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error, lasting", [(errno.EIO, False), (errno.ENOSPC, True)])
 def test_a_failure_at_every_file_operation_loses_one_checkpoint_at_most(tmp_path, monkeypatch, error, lasting) -> None:
-    gaussians = ClassGaussians(3)
-    gaussians.update(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1] * 4))
+    memory = Memory()
     counted = FaultyOs(0, error)
     for fail_at in range(10_000):
         root = tmp_path / str(fail_at)
@@ -92,7 +114,7 @@ def test_a_failure_at_every_file_operation_loses_one_checkpoint_at_most(tmp_path
         folder, saved = RunFolder(root, resume=False), -1
         try:
             for number in range(4):
-                folder.save_statistics(number, gaussians)
+                folder.save_memory(number, memory)
                 folder.log("epoch", loss=1.0)
                 save(folder, number)
                 saved = number
@@ -105,10 +127,10 @@ def test_a_failure_at_every_file_operation_loses_one_checkpoint_at_most(tmp_path
         again = RunFolder(root, resume=True)
         found = list(again.newest(lambda problem: pytest.fail(problem)))
         # What was being written may be there or not; what was written before is.
-        newest = found[0][2]["number"] if found else -1
+        newest = found[0][2]["position"]["task"] if found else -1
         assert newest in (saved, saved + 1)
         for task in range(saved + 1):
-            assert again.load_statistics(task, torch.device("cpu"), pytest.fail) is not None
+            assert again.load_memory(task, memory, torch.device("cpu"), pytest.fail)
         save(again, 9)
         again.close()
         shutil.rmtree(root)
@@ -168,7 +190,7 @@ def test_a_thousand_flipped_bits_are_all_detected(finished, tmp_path) -> None:
             with pytest.raises(ValueError, match="statistics-task"):
                 ClassGaussians.load(path)
             # One file of a pair is damaged: the other serves.
-            survived = folder.load_statistics(int(path.name[16:19]), torch.device("cpu"), problems.append) is not None
+            survived = folder.load_memory(int(path.name[16:19]), Memory(), torch.device("cpu"), problems.append)
             problems.append(path.name)
         else:
             with pytest.raises(BadSnapshot) as found:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from crash import Death, processes, wait
 from helpers import tiny_config, write_images
+
 from slca_fast.kernels.vit_block import passes
 
 SIZES = ("--tasks.sizes", "[2,1,1]")

@@ -36,12 +36,12 @@ def changed(key: str, value: object) -> dict:
     st.one_of(st.none(), st.booleans(), st.integers(-3, 3), st.floats(0, 1), st.text(max_size=3), st.just([])),
 )
 def test_every_changed_key_is_refused_by_name_unless_it_is_listed(key: str, value: object) -> None:
-    state = {"config": changed(key, value), "data_sha256": "same"}
+    before = changed(key, value)
     if key in MAY_CHANGE:
-        refuse_changes(state, CONFIG, "same")
+        refuse_changes(before, "same", CONFIG, "same")
     else:
         with pytest.raises(UserError, match=rf"^--{key} is .* but the run was started with"):
-            refuse_changes(state, CONFIG, "same")
+            refuse_changes(before, "same", CONFIG, "same")
 
 
 @pytest.mark.parametrize("key", known_keys())

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from helpers import tiny_config, write_images
 
-from slca_fast.runs.snapshot import read_snapshot
 from slca_fast.experiment import Interrupted, run
-from slca_fast.runs.observer import Observer
 from slca_fast.runs.folder import positions
+from slca_fast.runs.observer import Observer
+from slca_fast.runs.snapshot import read_snapshot
 
 SIZES = ("--tasks.sizes", "[2,2]", "--eval.every_epochs", "1")
 

@@ -9,7 +9,7 @@ import torch
 
 from slca_fast.config import LoraConfig, ModelConfig
 from slca_fast.methods.presets import PRESETS
-from slca_fast.model.backbone import build_backbone
+from slca_fast.model.build import build_backbone
 from slca_fast.training.optim import learning_rate, make_optimizer, slow_learner_param_groups
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}

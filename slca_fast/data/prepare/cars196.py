@@ -10,9 +10,8 @@ import numpy as np
 
 from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, class_folder, finish, safe_relative
 from slca_fast.data.prepare.unpack import discard_unpacked, find_below, is_archive, unpacked
+from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
-
-PUBLISHED = (8_144, 8_041, 196)
 
 
 def prepare_cars196(
@@ -31,7 +30,8 @@ def prepare_cars196(
     places = _places(source, root)
     table = _find(places, "cars_annos.mat", required=False)
     jobs = _from_devkit(places) if table is None else _from_one_table(table, places)
-    report = finish("cars196", root, jobs, link=link, expected=PUBLISHED if check_counts else None, progress=progress)
+    expected = DATASETS["cars196"].counts if check_counts else None
+    report = finish("cars196", root, jobs, link=link, expected=expected, progress=progress)
     discard_unpacked(root)
     return report
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, class_folder, finish
 from slca_fast.data.prepare.unpack import discard_unpacked, find_below, unpacked
+from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
 
-PUBLISHED = (50_000, 10_000, 100)
 _BYTES_PER_IMAGE = 3 * 32 * 32
 
 
@@ -38,7 +38,8 @@ def prepare_cifar100(
         for i, label in enumerate(labels):
             target = f"{split}/{class_folder(names[label])}/{i:05d}.png"
             jobs.append(Job(target, make=functools.partial(_save, pixels[i])))
-    report = finish("cifar100", root, jobs, expected=PUBLISHED if check_counts else None, progress=progress)
+    expected = DATASETS["cifar100"].counts if check_counts else None
+    report = finish("cifar100", root, jobs, expected=expected, progress=progress)
     discard_unpacked(root)
     return report
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, finish, safe_relative
 from slca_fast.data.prepare.unpack import discard_unpacked, find_below, unpacked
+from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
-
-PUBLISHED = (5_994, 5_794, 200)
 
 
 def prepare_cub200(
@@ -29,7 +28,8 @@ def prepare_cub200(
         path = safe_relative(path)
         split = "train" if is_train[image] == "1" else "test"
         jobs.append(Job(f"{split}/{path}", folder / "images" / path))
-    report = finish("cub200", root, jobs, link=link, expected=PUBLISHED if check_counts else None, progress=progress)
+    expected = DATASETS["cub200"].counts if check_counts else None
+    report = finish("cub200", root, jobs, link=link, expected=expected, progress=progress)
     discard_unpacked(root)
     return report
 

@@ -17,9 +17,10 @@ from slca_fast.data.prepare.place import (
     write_atomically,
 )
 from slca_fast.data.prepare.unpack import discard_unpacked, unpacked
+from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError, UserError
 
-DOMAINS = ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")
+DOMAINS = DATASETS["domainnet"].domains
 PUBLISHED = {
     "real": (120_906, 52_041),
     "quickdraw": (120_750, 51_750),
@@ -28,8 +29,7 @@ PUBLISHED = {
     "infograph": (36_023, 15_582),
     "clipart": (33_525, 14_604),
 }
-"""Lines of the cleaned lists, (train, test): 409,832 and 176,743 in all."""
-_NUM_CLASSES = 345
+"""Lines of the cleaned lists, (train, test)."""
 
 
 def prepare_domainnet(
@@ -63,7 +63,7 @@ def prepare_domainnet(
             jobs += _jobs(source / f"{domain}_{split}.txt", split, domain, folder, class_of_label)
     expected = None
     if check_counts:
-        expected = (*(sum(PUBLISHED[d][i] for d in domains) for i in (0, 1)), _NUM_CLASSES)
+        expected = (*(sum(PUBLISHED[d][i] for d in domains) for i in (0, 1)), DATASETS["domainnet"].num_classes)
     write_atomically(root / DOMAIN_FILE, lambda path: path.write_text(json.dumps(list(domains))))
     options = {"domains": list(domains)}
     report = finish("domainnet", root, jobs, link=link, expected=expected, options=options, progress=progress)

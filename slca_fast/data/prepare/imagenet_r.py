@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, finish
-from slca_fast.data.prepare.split import images_by_class, listed_split, seeded_split
-from slca_fast.data.prepare.unpack import discard_unpacked, unpacked
-from slca_fast.errors import UserError
-
-PUBLISHED = (24_000, 6_000, 200)
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
+from slca_fast.data.prepare.split import split_class_folders
+from slca_fast.data.prepare.unpack import discard_unpacked, inner_folder, unpacked
+from slca_fast.datasets import DATASETS
 
 
 def prepare_imagenet_r(
@@ -28,20 +25,9 @@ def prepare_imagenet_r(
 
     The published splits are fixed lists and not interchangeable; which one was used is recorded in prepared.json.
     """
-    if (train_list is None) != (test_list is None):
-        raise UserError("give both --train_list and --test_list, or neither for a seeded split")
-    folder = unpacked(source, root)
-    if not (folder / "n01443537").is_dir() and (folder / "imagenet-r").is_dir():
-        folder = folder / "imagenet-r"
-    images = images_by_class(folder)
-    if train_list is None:
-        split, options = seeded_split(images, 0.2, seed), {"split": f"seed {seed}"}
-    else:
-        lists = {"train": Path(train_list), "test": Path(test_list)}
-        split = listed_split(images, lists)
-        options = {"split": {name: hashlib.sha256(f.read_bytes()).hexdigest() for name, f in lists.items()}}
-    jobs = [Job(f"{name}/{path}", folder / path) for name, paths in split.items() for path in sorted(paths)]
-    expected = PUBLISHED if check_counts else None
+    folder = inner_folder(unpacked(source, root), "imagenet-r")
+    jobs, options = split_class_folders(folder, seed, train_list, test_list)
+    expected = DATASETS["imagenet-r"].counts if check_counts else None
     report = finish("imagenet-r", root, jobs, link=link, expected=expected, options=options, progress=progress)
     discard_unpacked(root)
     return report

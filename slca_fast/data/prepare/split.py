@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from slca_fast.data.folder import EXTENSIONS
-from slca_fast.data.prepare.place import safe_relative
-from slca_fast.errors import DataError
+from slca_fast.data.prepare.place import Job, safe_relative
+from slca_fast.errors import DataError, UserError
+
+_TEST_FRACTION = 0.2
+
+
+def split_class_folders(
+    folder: Path, seed: int, train_list: str | Path | None, test_list: str | Path | None
+) -> tuple[list[Job], dict[str, Any]]:
+    """Jobs that split ``folder`` by both list files, else 80/20 by ``seed`` within each class; and what to record."""
+    if (train_list is None) != (test_list is None):
+        raise UserError("give both --train_list and --test_list, or neither for a seeded split")
+    images = images_by_class(folder)
+    if train_list is None or test_list is None:
+        split, options = seeded_split(images, _TEST_FRACTION, seed), {"split": f"seed {seed}"}
+    else:
+        lists = {"train": Path(train_list), "test": Path(test_list)}
+        split = listed_split(images, lists)
+        options = {"split": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in lists.items()}}
+    return [Job(f"{name}/{path}", folder / path) for name, paths in split.items() for path in sorted(paths)], options
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:
@@ -58,8 +79,13 @@ def seeded_split(images: dict[str, list[str]], test_fraction: float, seed: int) 
 
 
 def listed_split(images: dict[str, list[str]], lists: dict[str, Path]) -> dict[str, set[str]]:
-    """Split by list files: a path per line, anything after white space ignored; its end ``class/file`` decides."""
+    """Split by list files: a path per line, anything after white space ignored; its end ``class/file`` decides.
+
+    A file's name that only one class has may stand alone.
+    """
     by_end = {"/".join(path.split(os.sep)[-2:]): path for paths in images.values() for path in paths}
+    names = Counter(end.rpartition("/")[2] for end in by_end)
+    by_end |= {name: path for end, path in by_end.items() if names[name := end.rpartition("/")[2]] == 1}
     split = {}
     for name, file in lists.items():
         ends = ["/".join(safe_relative(line).split("/")[-2:]) for line in read_list(file)]

@@ -7,40 +7,17 @@ each domain a way of drawing. Image (seed, split, class, domain, i) does not dep
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from slca_fast.data.folder import DOMAIN_FILE
-from slca_fast.data.prepare.domainnet import DOMAINS
 from slca_fast.data.prepare.place import Job, PrepareReport, Progress, finish, write_atomically
-from slca_fast.errors import UserError
+from slca_fast.datasets import DATASETS
+from slca_fast.errors import UserError, did_you_mean
 
-
-@dataclass(frozen=True)
-class Shape:
-    """What a made-up data set copies from a real one. Sizes in pixels, geometric mean of the sides."""
-
-    num_classes: int
-    num_train: int
-    """Per class, over all domains."""
-    num_test: int
-    domains: tuple[str, ...] = ()
-    side: float = 400.0
-    side_spread: float = 0.25
-    """Standard deviation of the log of the side."""
-    quality: int = 92
-
-
-SHAPES = {
-    "imagenet-r": Shape(200, 120, 30),
-    "cub200": Shape(200, 30, 29, side=430.0, side_spread=0.12),
-    "cars196": Shape(196, 42, 41, side=580.0, side_spread=0.4),
-    "cifar100": Shape(100, 500, 100, side=32.0, side_spread=0.0),
-    "domainnet": Shape(345, 1188, 512, domains=DOMAINS, side=450.0),
-}
+_QUALITY = 92
 _TRAIN, _TEST = 0, 1
 
 
@@ -62,11 +39,12 @@ def prepare_synthetic(
     num_train, num_test: images per class and domain, instead of the scaled numbers. side: typical size in pixels.
     Raises UserError for numbers that make no data set.
     """
-    if like not in SHAPES:
-        raise UserError(f"--like is {like!r}: give one of {', '.join(SHAPES)}")
+    if like not in DATASETS:
+        raise UserError(f"--like is {like!r}: give one of {', '.join(DATASETS)}{did_you_mean(like, DATASETS)}")
     if not 0 < scale <= 1:
         raise UserError(f"--scale is {scale}: give a number in (0, 1]")
-    shape = SHAPES[like]
+    shape = DATASETS[like]
+    train_per_class, test_per_class = shape.images_per_class
     domains = (
         shape.domains[:num_domains]
         if num_domains is None or num_domains <= len(shape.domains)
@@ -75,8 +53,8 @@ def prepare_synthetic(
     num_styles = max(len(domains), 1)
     num_classes = num_classes or shape.num_classes
     per_split = {
-        "train": num_train or max(2, round(shape.num_train * scale / num_styles)),
-        "test": num_test or max(1, round(shape.num_test * scale / num_styles)),
+        "train": num_train or max(2, round(train_per_class * scale / num_styles)),
+        "test": num_test or max(1, round(test_per_class * scale / num_styles)),
     }
     side = side or shape.side
     if num_classes < 1 or min(per_split.values()) < 1 or side < 8:
@@ -89,7 +67,7 @@ def prepare_synthetic(
                 for i in range(count):
                     below = f"{domains[d]}/" if domains else ""
                     key = (seed, _TRAIN if split == "train" else _TEST, c, d, i)
-                    make = functools.partial(_save, key, side, shape.side_spread, shape.quality)
+                    make = functools.partial(_save, key, side, shape.side_spread)
                     jobs.append(Job(f"{split}/class{c:0{digits}d}/{below}{i:05d}.jpg", make=make))
     if domains:
         names = '", "'.join(domains)
@@ -98,8 +76,8 @@ def prepare_synthetic(
     return finish("synthetic", root, jobs, options=options, progress=progress)
 
 
-def _save(key: tuple[int, ...], side: float, side_spread: float, quality: int, path: Path) -> None:
-    Image.fromarray(picture(key, side, side_spread)).save(path, format="JPEG", quality=quality)
+def _save(key: tuple[int, ...], side: float, side_spread: float, path: Path) -> None:
+    Image.fromarray(picture(key, side, side_spread)).save(path, format="JPEG", quality=_QUALITY)
 
 
 def picture(key: tuple[int, ...], side: float, side_spread: float) -> np.ndarray:

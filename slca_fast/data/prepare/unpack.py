@@ -107,3 +107,8 @@ def find_below(folder: Path, name: str, depth: int = 3) -> Path:
                 return candidate / name
         level = [child for parent in level for child in sorted(parent.iterdir()) if child.is_dir()]
     raise DataError(f"no {name} in {folder}")
+
+
+def inner_folder(folder: Path, name: str) -> Path:
+    """The folder called ``name`` in ``folder`` where there is one, as archives have it; else ``folder`` itself."""
+    return folder / name if (folder / name).is_dir() else folder

@@ -8,12 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn import functional as F
 
 from slca_fast.kernels.vit_block import passes
-from slca_fast.model.cpu.layers import BlockGradients, Through, Weights
+from slca_fast.model.cpu.layers import BlockGradients, PlainBlock, Through, Weights
 
 
 @dataclass
@@ -38,7 +37,7 @@ class Saved:
 
 
 def forward(
-    block: Block, weights: Weights, num_images: int, x_MD: Tensor, y_MD: Tensor | None, bias_D: Tensor | None,
+    block: PlainBlock, weights: Weights, num_images: int, x_MD: Tensor, y_MD: Tensor | None, bias_D: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Saved | None]:  # fmt: skip
     """(stream after attention, what the MLP adds to it without its bias, what ``backward`` needs)."""
@@ -55,14 +54,15 @@ def forward(
     )
     before = F.linear(hidden2, weights.of(mlp.fc1))
     activated, slope = passes.gelu(before, mlp.fc1.bias, with_slope=keep)
-    saved = Saved(sum1, mean1, inv_std1, hidden1, qkv, probabilities, context,
-                  sum2, mean2, inv_std2, hidden2, slope, activated) if keep else None  # fmt: skip
+    saved = None if slope is None else Saved(sum1, mean1, inv_std1, hidden1, qkv, probabilities, context,
+                                             sum2, mean2, inv_std2, hidden2, slope, activated)  # fmt: skip
     return sum2, F.linear(activated, weights.of(mlp.fc2)), saved
 
 
 def backward(
-    block: Block, weights: Weights, num_images: int, s: Saved, grad_MD: Tensor, rounded_MD: Tensor, bias_sum_D: Tensor
-) -> tuple[Tensor, Tensor, Tensor, BlockGradients]:
+    block: PlainBlock, weights: Weights, num_images: int, s: Saved, grad_MD: Tensor, rounded_MD: Tensor,
+    bias_sum_D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, BlockGradients]:  # fmt: skip
     """(gradient of the stream before, the same rounded, its sum over rows, what the parameters get).
 
     ``grad_MD`` is overwritten.
@@ -82,11 +82,14 @@ def backward(
     grad_scores = passes.softmax_backward_(torch.bmm(grad_context, v.transpose(1, 2)), s.probabilities, attn.scale)
     torch.bmm(grad_scores, k, out=grad_qkv[0])
     torch.bmm(grad_scores.transpose(1, 2), q, out=grad_qkv[1])
-    qkv = Through(s.hidden1, *passes.merge_heads(grad_qkv, num_images, with_sum=True))
+    grad_MK, bias_sum_K = passes.merge_heads(grad_qkv, num_images, with_sum=True)
+    assert bias_sum_K is not None
+    qkv = Through(s.hidden1, grad_MK, bias_sum_K)
     grad_MD, rounded_MD, norm1 = passes.residual_norm_backward(
-        qkv.grad_MO @ weights.of(attn.qkv), s.sum1, s.mean1, s.inv_std1, block.norm1.weight, grad_MD
+        grad_MK @ weights.of(attn.qkv), s.sum1, s.mean1, s.inv_std1, block.norm1.weight, grad_MD
     )
-    return grad_MD, rounded_MD, norm1[2], BlockGradients(norm1[:2], qkv, proj, norm2[:2], fc1, fc2)
+    mine = BlockGradients((norm1[0], norm1[1]), qkv, proj, (norm2[0], norm2[1]), fc1, fc2)
+    return grad_MD, rounded_MD, norm1[2], mine
 
 
 def outer(grad_MO: Tensor, x_MI: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor
 
 from slca_fast.kernels.vit_block import fused
-from slca_fast.model.cpu.layers import BlockGradients, Through, Weights, linears
+from slca_fast.model.cpu.layers import BlockGradients, PlainBlock, Through, Weights, linears
 
 # Rows that a thread takes through a block at once: what they need stays in its cache.
 GROUP_ROWS = 260
@@ -33,7 +32,7 @@ class Saved:
 
 
 def forward(
-    block: Block, weights: Weights, num_images: int, x_MD: Tensor, y_MD: Tensor | None, bias_D: Tensor | None,
+    block: PlainBlock, weights: Weights, num_images: int, x_MD: Tensor, y_MD: Tensor | None, bias_D: Tensor | None,
     keep: bool, first_token_only: bool = False,
 ) -> tuple[Tensor, Tensor, Saved | None]:  # fmt: skip
     """(stream after attention, what the MLP adds to it without its bias, what ``backward`` needs).
@@ -79,8 +78,9 @@ def forward(
 
 
 def backward(
-    block: Block, weights: Weights, num_images: int, s: Saved, grad_QD: Tensor, rounded_QD: Tensor, bias_sum_D: Tensor
-) -> tuple[Tensor, Tensor, Tensor, BlockGradients]:
+    block: PlainBlock, weights: Weights, num_images: int, s: Saved, grad_QD: Tensor, rounded_QD: Tensor,
+    bias_sum_D: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, BlockGradients]:  # fmt: skip
     """(gradient of the stream before, the same rounded, its sum over rows, what the parameters get).
 
     ``grad_QD`` is overwritten.

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from timm.models.vision_transformer import Block
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from slca_fast.kernels.lora_linear.native_kernel import thin_products
 from slca_fast.kernels.lora_linear.reference import merged_weight
 from slca_fast.model.lora import LoraLinear
+
+
+class PlainMlp(Protocol):
+    """timm's Mlp with linear layers."""
+
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+
+class PlainBlock(Protocol):
+    """timm's Block as ``stack.why_not`` accepts it; timm declares its parts as any modules."""
+
+    norm1: nn.LayerNorm
+    attn: Attention
+    norm2: nn.LayerNorm
+    mlp: PlainMlp
 
 
 class Weights:
@@ -63,7 +80,7 @@ class BlockGradients:
     fc2: Through
 
     def of_parameters(
-        self, block: Block, want: Sequence[bool], outer: Callable[[Tensor, Tensor], Tensor]
+        self, block: PlainBlock, want: Sequence[bool], outer: Callable[[Tensor, Tensor], Tensor]
     ) -> list[Tensor | None]:
         """In the order of ``parameters``, float32, None where ``want`` is False; ``outer(g, x)`` is g^T x."""
         wanted = iter(want)
@@ -73,18 +90,19 @@ class BlockGradients:
         ):
             mine = [next(wanted) for _ in _of_layer(layer)]
             if isinstance(through, Through):
+                assert isinstance(layer, nn.Linear)
                 found += _of_linear(layer, through, mine, outer)
             else:
                 found += [total if wish else None for total, wish in zip(through, mine, strict=True)]
         return found
 
 
-def parameters(block: Block) -> list[nn.Parameter]:
+def parameters(block: PlainBlock) -> list[nn.Parameter]:
     """Those that a plain block with linear layers or LoRA has."""
     return [p for layer in _layers(block) for p in _of_layer(layer)]
 
 
-def linears(block: Block) -> dict[str, nn.Linear]:
+def linears(block: PlainBlock) -> dict[str, nn.Linear]:
     """The block's matrices by their name in timm."""
     return {"qkv": block.attn.qkv, "proj": block.attn.proj, "fc1": block.mlp.fc1, "fc2": block.mlp.fc2}
 
@@ -99,10 +117,10 @@ def _of_linear(linear: nn.Linear, t: Through, want: Sequence[bool], outer) -> li
     return found
 
 
-def _layers(block: Block) -> tuple[nn.Module, ...]:
+def _layers(block: PlainBlock) -> tuple[nn.LayerNorm | nn.Linear, ...]:
     return block.norm1, block.attn.qkv, block.attn.proj, block.norm2, block.mlp.fc1, block.mlp.fc2
 
 
-def _of_layer(layer: nn.Module) -> list[nn.Parameter]:
+def _of_layer(layer: nn.LayerNorm | nn.Linear) -> list[nn.Parameter]:
     found = [layer.weight, layer.bias]
     return [*found, layer.lora_A, layer.lora_B] if isinstance(layer, LoraLinear) else found

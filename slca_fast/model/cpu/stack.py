@@ -9,8 +9,9 @@ asked for are computed: a frozen weight costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from timm.layers import Attention, Mlp
@@ -20,12 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from slca_fast.kernels.vit_block import fused, passes
 from slca_fast.model import class_token
+from slca_fast.model.class_token import Blocks
 from slca_fast.model.cpu import composed_block, fused_block
-from slca_fast.model.cpu.layers import Weights, linears, parameters
+from slca_fast.model.cpu.layers import PlainBlock, Weights, linears, parameters
 from slca_fast.model.lora import LoraLinear
 
 
-def why_not(blocks: Sequence[nn.Module]) -> str | None:
+def why_not(blocks: Blocks) -> str | None:
     """Why ``NativeBlocks`` cannot serve ``blocks``; None if it can."""
     reason = passes.why_not()
     for block in blocks:
@@ -49,7 +51,7 @@ def _why_not_block(block: nn.Module) -> str | None:
         return "it has dropout"
     if not isinstance(mlp.act, nn.GELU) or mlp.act.approximate != "none":
         return f"its activation is {type(mlp.act).__name__}, not the exact GELU"
-    for linear in linears(block).values():
+    for linear in linears(cast(PlainBlock, block)).values():
         if type(linear) not in (nn.Linear, LoraLinear) or linear.bias is None:
             return f"one of its layers is a {type(linear).__name__} or has no bias"
         if isinstance(linear, LoraLinear) and linear.form != "merged":
@@ -59,12 +61,16 @@ def _why_not_block(block: nn.Module) -> str | None:
     return None
 
 
-def why_torch_multiplies(blocks: Sequence[Block], dtype: torch.dtype) -> str | None:
+def why_torch_multiplies(blocks: Blocks, dtype: torch.dtype) -> str | None:
     """Why products of these blocks in ``dtype`` are torch's; None if the native library's own are used."""
     if reason := fused.why_not(dtype):
         return reason
-    odd = any(size % 2 for block in blocks for size in (block.attn.head_dim, block.mlp.fc1.out_features))
+    odd = any(size % 2 for block in _plain(blocks) for size in (block.attn.head_dim, block.mlp.fc1.out_features))
     return "a width is odd, and bfloat16 goes in pairs" if odd and dtype == torch.bfloat16 else None
+
+
+def _plain(blocks: Blocks) -> tuple[PlainBlock, ...]:
+    return cast(tuple[PlainBlock, ...], tuple(blocks))
 
 
 class NativeBlocks:
@@ -77,26 +83,27 @@ class NativeBlocks:
         self.dtype, self.products = dtype, products
         self._kept: Weights | None = None
 
-    def __call__(self, blocks: Sequence[Block], tokens_BND: Tensor) -> Tensor:
+    def __call__(self, blocks: Blocks, tokens_BND: Tensor) -> Tensor:
         """``[B, N, D]`` -> the same, float32."""
         return self._run(blocks, tokens_BND, first_token_only=False)
 
-    def first_token(self, blocks: Sequence[Block], tokens_BND: Tensor) -> Tensor:
+    def first_token(self, blocks: Blocks, tokens_BND: Tensor) -> Tensor:
         """The first token after all blocks, ``[B, N, D] -> [B, 1, D]``; what it does not need is left out."""
         if self.products == "torch":
             return class_token.first_token(blocks, tokens_BND, self)
         return self._run(blocks, tokens_BND, first_token_only=True)
 
-    def _run(self, blocks: Sequence[Block], tokens_BND: Tensor, first_token_only: bool) -> Tensor:
+    def _run(self, blocks: Blocks, tokens_BND: Tensor, first_token_only: bool) -> Tensor:
         if not blocks:
             return tokens_BND
-        learnt = [p for block in blocks for p in parameters(block)]
+        plain = _plain(blocks)
+        learnt = [p for block in plain for p in parameters(block)]
         weights = self._kept or Weights(self.dtype)
         engine = fused_block if self.products == "native" else composed_block
         with torch.autocast("cpu", enabled=False):
             # Under no_grad needs_input_grad says nothing: it is taken from the tensors alone.
             return _Blocks.apply(
-                tokens_BND.float(), tuple(blocks), weights, engine, first_token_only, torch.is_grad_enabled(), *learnt
+                tokens_BND.float(), plain, weights, engine, first_token_only, torch.is_grad_enabled(), *learnt
             )
 
     @contextmanager
@@ -124,6 +131,7 @@ class _Blocks(torch.autograd.Function):
             x_MD, y_MD, saved = engine.forward(block, weights, num_images, x_MD, y_MD, bias_D, training, **last)
             ctx.saved.append(saved)
             bias_D = block.mlp.fc2.bias
+        assert y_MD is not None, "no blocks"
         return passes.residual_sum(x_MD, y_MD, bias_D).view(num_images, -1, width)
 
     @staticmethod
