@@ -11,9 +11,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from op_contract import assert_keeps_the_bound, call, outputs_and_gradients, usable_backends, with_leaves
+
 from slca_fast.kernels.gaussian_sampling.packing import pack_lower
 from slca_fast.kernels.symmetric_cross_entropy import reference as symmetric
-
 from slca_fast.ops.augment import MEAN, STD
 from slca_fast.ops.lora_linear import FORMS
 from slca_fast.ops.registry import Sample, all_ops
