@@ -44,7 +44,7 @@ few_to_300, any_size = st.integers(1, 300), st.floats(0.01, 30)
 
 @st.composite
 def symmetric_rows(draw, dtype, classes=few_to_300, size=any_size):
-    rows, num_classes, rng = draw(st.integers(1, 6)), draw(classes), Random(draw(random), dtype)
+    rows, num_classes, rng = draw(st.integers(0, 6)), draw(classes), Random(draw(random), dtype)
     logits_BC = rng.normal(rows, num_classes, size=draw(size), requires_grad=True)
     weights = draw(st.sampled_from([(1.0, 1.0), (0.5, 0.5), (1.0, 0.1)]))
     kwargs = {"reduction": draw(st.sampled_from(["mean", "sum", "none"]))}
@@ -77,7 +77,7 @@ def confident_rows(draw, dtype):
 
 @st.composite
 def task_rows(draw, dtype):
-    rows, rng = draw(st.integers(1, 4)), Random(draw(random), dtype)
+    rows, rng = draw(st.integers(0, 4)), Random(draw(random), dtype)
     sizes = draw(st.lists(st.integers(1, 60), min_size=1, max_size=8))
     logits_BC = rng.normal(rows, sum(sizes), size=draw(st.floats(0.1, 10)), requires_grad=True)
     label_B = rng.integers(sum(sizes), rows)
