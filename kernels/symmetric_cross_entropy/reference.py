@@ -63,7 +63,7 @@ def symmetric_cross_entropy_rows(rows: Rows, ce_weight: float, rce_weight: float
     p_BC = log_p_BC.exp()
     other_BC = p_BC.scatter(1, label_B1, 0.0)
     kept_BC = torch.where(other_BC >= PROBABILITY_FLOOR, other_BC, 0.0)
-    num_floored_B = (other_BC < PROBABILITY_FLOOR).sum(dim=1) - 1
+    num_floored_B = (other_BC < PROBABILITY_FLOOR).sum(dim=1, dtype=p_BC.dtype) - 1
     reverse_B = kept_BC.sum(dim=1) + PROBABILITY_FLOOR * num_floored_B
     reverse_weight = rce_weight * REVERSE_SCALE
     loss_B = scale_B * (reverse_weight * reverse_B - ce_weight * log_p_BC.gather(1, label_B1)[:, 0])

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from slca_fast.kernels import native, triton_runtime
+from slca_fast.kernels.gaussian_sampling.error_bound import (
+    cholesky_factor_error_bound,
+    sample_gaussians_error_bound,
+    sample_low_rank_error_bound,
+)
 from slca_fast.kernels.gaussian_sampling.native_kernel import SYMBOL, philox_normal_native
 from slca_fast.kernels.gaussian_sampling.packing import is_packed, pack_lower, unpack_lower
 from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference
@@ -285,6 +290,7 @@ register(
         backends={"cpu": ("reference",), "cuda": ("reference",)},
         samples=_factor_samples,
         benchmark_samples=_factor_benchmark,
+        error_bound=cholesky_factor_error_bound,
         dtypes=(torch.float32, torch.float64),
         bytes_moved=lambda s: 2 * s.args[0].nbytes,
         flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] ** 3 // 3,
@@ -302,6 +308,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_draw_samples,
         benchmark_samples=_draw_benchmark,
+        error_bound=sample_gaussians_error_bound,
         dtypes=(torch.float32, torch.float64),
         bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[2] + 1),
         flops=lambda s: s.args[0].shape[0] * s.args[2] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
@@ -318,6 +325,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_low_rank_samples,
         benchmark_samples=_low_rank_benchmark,
+        error_bound=sample_low_rank_error_bound,
         dtypes=(torch.float32, torch.float64),
         bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[3] + 1),
         flops=lambda s: 2 * s.args[1].numel() * s.args[3],

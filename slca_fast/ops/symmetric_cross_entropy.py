@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.symmetric_cross_entropy.error_bound import symmetric_cross_entropy_error_bound
 from ..kernels.symmetric_cross_entropy.native_kernel import symmetric_cross_entropy_native
 from ..kernels.symmetric_cross_entropy.reference import (
     symmetric_cross_entropy_reference,
@@ -112,6 +113,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
+        error_bound=symmetric_cross_entropy_error_bound,
         bytes_moved=lambda sample: 2 * sample.args[0].numel() * sample.args[0].element_size(),
     )
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..kernels.task_normalized_cross_entropy.error_bound import task_normalized_cross_entropy_error_bound
 from ..kernels.task_normalized_cross_entropy.native_kernel import task_normalized_cross_entropy_native
 from ..kernels.task_normalized_cross_entropy.reference import (
     task_normalized_cross_entropy_reference,
@@ -116,6 +117,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
+        error_bound=task_normalized_cross_entropy_error_bound,
         bytes_moved=lambda sample: 2 * sample.args[0].numel() * sample.args[0].element_size(),
     )
 )

@@ -19,9 +19,11 @@ def test_contract_holds_in_the_interpreter():
 
     if not any("triton" in backend for spec in all_ops().values() for backend in spec.backends.values()):
         pytest.skip("no op has a Triton backend")
-    chosen = "triton and not inductor and not opcheck"
+    # The interpreter takes seconds for an image.
+    chosen = "triton and not inductor and not opcheck and not (augment and any_shape)"
     losses = map(str, (ROOT / "tests" / "ops").glob("test_*_cross_entropy.py"))
-    files = ["tests/ops/test_op_contract.py", "tests/ops/test_augment.py", "tests/ops/test_lora_linear.py", *losses]
+    contract = ["tests/ops/test_op_contract.py", "tests/ops/test_error_bounds.py"]
+    files = [*contract, "tests/ops/test_augment.py", *losses]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", chosen],
         cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
