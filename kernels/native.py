@@ -1,10 +1,16 @@
-"""Loads the native CPU library (kernels/csrc, built by CMake) through ctypes: raw pointers in, no libtorch."""
+"""Loads the native CPU library (kernels/csrc, built by CMake) through ctypes: raw pointers in, no libtorch.
+
+Environment variables, read when the library is first wanted: SLCA_FAST_NO_NATIVE=1 keeps it out,
+SLCA_FAST_NATIVE_LIBRARY names another file, SLCA_FAST_NATIVE_ISA holds it to one of ``ISA_NAMES``, as if the processor
+had no more.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,7 @@ import torch
 
 from .compiler import constant_to_the_compiler
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISA_NAMES = ("generic", "avx2", "avx512", "avx512bf16")
 DEFAULT_LIBRARY = Path(__file__).parent / "_native" / "libslca_native.so"
 
@@ -39,6 +45,8 @@ _C_TYPES = {
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """The library, or None and the reason why not."""
+    if os.environ.get("SLCA_FAST_NO_NATIVE") == "1":
+        return None, "SLCA_FAST_NO_NATIVE=1 keeps it out"
     path = Path(os.environ.get("SLCA_FAST_NATIVE_LIBRARY") or DEFAULT_LIBRARY)
     if not path.exists():
         return None, f"{path} does not exist: install with a C++ compiler at hand to build it"
@@ -49,7 +57,28 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, f"{path} cannot be loaded: {error}"
     if version != ABI_VERSION:
         return None, f"{path} has interface version {version}, not {ABI_VERSION}: install again"
+    if reason := _why_not_held(library):
+        warnings.warn(f"the native library is out: {reason}", RuntimeWarning, stacklevel=2)
+        return None, reason
     return library, None
+
+
+@functools.cache
+def held_isa() -> str | None:
+    """The instruction set that SLCA_FAST_NATIVE_ISA holds the library to; None where it is not set."""
+    return os.environ.get("SLCA_FAST_NATIVE_ISA") or None
+
+
+def _why_not_held(library: ctypes.CDLL) -> str | None:
+    """Lowers ``library`` to ``held_isa()``; the reason where that cannot be."""
+    name = held_isa()
+    if name is None:
+        return None
+    if name not in ISA_NAMES:
+        return f"SLCA_FAST_NATIVE_ISA={name} is no instruction set: set it to one of {', '.join(ISA_NAMES)}"
+    if (best := library.slca_set_isa(ISA_NAMES.index(name))) != ISA_NAMES.index(name):
+        return f"SLCA_FAST_NATIVE_ISA={name} is beyond this processor: set it to {ISA_NAMES[best]} or less"
+    return None
 
 
 def available() -> bool:
@@ -74,10 +103,14 @@ def isa() -> str | None:
 
 
 def set_isa(name: str) -> str:
-    """Runs on instruction set ``name`` if the machine has it, else on its best; returns the one in use."""
+    """Runs on instruction set ``name``, or on the best below it that the machine has and ``held_isa`` allows.
+
+    Returns the one in use.
+    """
     library, reason = _load()
     assert library is not None, reason
-    return ISA_NAMES[library.slca_set_isa(ISA_NAMES.index(name))]
+    most = ISA_NAMES.index(held_isa() or ISA_NAMES[-1])
+    return ISA_NAMES[library.slca_set_isa(min(ISA_NAMES.index(name), most))]
 
 
 def function(name: str, signature: str) -> Callable[..., None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,17 +61,13 @@ def run(
     Raises UserError for options and DataError for data that cannot be used, before anything is written, and OSError
     with the file's name when the disk fails; ``resume`` then goes on from the last checkpoint.
     """
-    observer = observer or Observer()
-    setup = None
+    observer, clock = observer or Observer(), Clock(ranks)
     try:
-        clock = Clock(ranks)
-        setup = set_up(config, preset, resume, observer, ranks, clock)
-        with fast_float32_products(setup.device), steady_process(setup.device):
-            return Experiment(setup, observer, should_stop, ranks, clock).run()
+        with closing(set_up(config, preset, resume, observer, ranks, clock)) as setup:
+            with fast_float32_products(setup.device), steady_process(setup.device):
+                return Experiment(setup, observer, should_stop, ranks, clock).run()
     finally:
         observer.closed()
-        if setup is not None:
-            setup.close()
 
 
 class Experiment:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from draw_architecture import files, imports, room
+from draw_architecture import ROOT, files, imports, room
 
 LAYERS = (
     {"errors", "files", "seeds"},
@@ -109,3 +109,14 @@ os.environ = real
 assert "torch" not in sys.modules and "triton" not in sys.modules and "timm" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_no_class_is_over_300_lines_and_the_main_file_stays_short() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name}"
+        for _, path in files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 300
+    ]
+    assert not long
+    assert len((ROOT / "slca_fast" / "experiment.py").read_text().splitlines()) < 250

@@ -1,4 +1,4 @@
-// What the losses over rows of logits share: passes over one row, and rows split over threads.
+// What the losses over rows of logits share: what is done along one row.
 // Only for *_kernels.cpp, hence the anonymous namespace (see simd.h).
 #pragma once
 

@@ -1,39 +1,15 @@
-// A vision transformer's block with its matrix products, forward and backward: every thread takes groups of images
-// through the whole block, so that what one step writes the next one finds in the cache.
+// The fused block: a vision transformer's whole block, its passes and its matrix products, forward and backward. Every
+// thread takes groups of images through it, so that what one pass or product writes the next one finds in the cache.
+#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 
-#include "vit_passes_kernels.h"
-#include "vit_products_kernels.h"
 #include "vit_fused_block.h"
+#include "vit_kernels.h"
 
 namespace {
 
 constexpr int kOk = 0, kOutOfMemory = 1;
-
-template <class T>
-struct Best;
-#define SLCA_KERNEL(kernel)                  \
-  template <class... Args>                   \
-  static auto kernel(Args... args) {         \
-    return SLCA_PICK(kernel)(args...);       \
-  }
-#define SLCA_KERNELS                                                                                           \
-  SLCA_KERNEL(residual_norm) SLCA_KERNEL(residual_norm_backward) SLCA_KERNEL(gelu) SLCA_KERNEL(gelu_backward)  \
-  SLCA_KERNEL(packed_size) SLCA_KERNEL(pack_weight) SLCA_KERNEL(product) SLCA_KERNEL(outer_scratch)            \
-  SLCA_KERNEL(outer) SLCA_KERNEL(add_rows) SLCA_KERNEL(attention_scratch) SLCA_KERNEL(attention)               \
-  SLCA_KERNEL(attention_backward)
-#define SLCA_PICK(kernel) SLCA_BEST(float_##kernel)
-template <>
-struct Best<float> {
-  SLCA_KERNELS
-};
-#undef SLCA_PICK
-#define SLCA_PICK(kernel) SLCA_BEST(bf16_##kernel)
-template <>
-struct Best<uint16_t> {
-  SLCA_KERNELS
-};
 
 // A row of probabilities: bfloat16 goes in pairs.
 template <class T>
@@ -65,7 +41,7 @@ class Scratch {
 
 // work(group, first image, number of images, scratch) for every group; false when memory runs out.
 template <class Work>
-bool in_groups(const SlcaBlock& b, int64_t scratch_bytes, Work work) {
+bool in_groups(const SlcaFusedBlock& b, int64_t scratch_bytes, Work work) {
   const int64_t groups = (b.images + b.group - 1) / b.group;
   bool enough = true;
 #pragma omp parallel num_threads(b.num_threads) reduction(&& : enough)
@@ -94,7 +70,7 @@ void gather(const float* in, int64_t images, int64_t tokens, int64_t width, floa
 }
 
 template <class T>
-int forward(const SlcaBlock& b, const float* x, const T* y, const float* y_bias, float* x_out, T* y_out) {
+int forward(const SlcaFusedBlock& b, const float* x, const T* y, const float* y_bias, float* x_out, T* y_out) {
   const int64_t width = b.heads * b.dim, stride = row_of_scores<T>(b.tokens), scores = b.heads * b.queries * stride;
   const int64_t attention = Best<T>::attention_scratch(b.tokens, b.dim), most = b.group * b.tokens;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(b.dim));
@@ -143,8 +119,8 @@ int forward(const SlcaBlock& b, const float* x, const T* y, const float* y_bias,
 }
 
 template <class T>
-int backward(const SlcaBlock& b, float* grad, const T* rounded, T* grad_fc1, T* grad_proj, T* grad_qkv, float* grad_x,
-             T* rounded_x, float* sums) {
+int backward(const SlcaFusedBlock& b, float* grad, const T* rounded, T* grad_fc1, T* grad_proj, T* grad_qkv,
+             float* grad_x, T* rounded_x, float* sums) {
   const int64_t width = b.heads * b.dim, stride = row_of_scores<T>(b.tokens), scores = b.heads * b.queries * stride;
   const int64_t attention = Best<T>::attention_scratch(b.tokens, b.dim), most = b.group * b.tokens;
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(b.dim));
@@ -218,14 +194,11 @@ int outer(const T* a, int64_t a_columns, const T* b, int64_t b_columns, int64_t 
   return enough ? kOk : kOutOfMemory;
 }
 
-template <class T>
-const T* in(const void* p) {
-  return static_cast<const T*>(p);
-}
-template <class T>
-T* out(void* p) {
-  return static_cast<T*>(p);
-}
+constexpr SlcaField kFields[] = {
+#define SLCA_FIELD(type, name) {#name, offsetof(SlcaFusedBlock, name), sizeof(SlcaFusedBlock::name)},
+    SLCA_FUSED_BLOCK_FIELDS(SLCA_FIELD)
+#undef SLCA_FIELD
+};
 
 }  // namespace
 
@@ -245,9 +218,17 @@ SLCA_API int slca_pack_weight(int is_bf16, const void* weight, int64_t out, int6
   return kOk;
 }
 
+// The layout of SlcaFusedBlock, for the caller to compare with its own: its fields in order, and its size in bytes.
+SLCA_API int slca_fused_block_layout(const SlcaField** fields, int64_t* num_fields, int64_t* num_bytes) {
+  *fields = kFields;
+  *num_fields = sizeof kFields / sizeof *kFields;
+  *num_bytes = sizeof(SlcaFusedBlock);
+  return kOk;
+}
+
 // x + y + y_bias is the block's input; x_out + y_out + fc2's bias will be its output.
-SLCA_API int slca_vit_block_forward(int is_bf16, const SlcaBlock* block, const float* x, const void* y,
-                                    const float* y_bias, float* x_out, void* y_out) {
+SLCA_API int slca_fused_block_forward(int is_bf16, const SlcaFusedBlock* block, const float* x, const void* y,
+                                      const float* y_bias, float* x_out, void* y_out) {
   if (is_bf16) return forward(*block, x, in<uint16_t>(y), y_bias, x_out, out<uint16_t>(y_out));
   return forward(*block, x, in<float>(y), y_bias, x_out, out<float>(y_out));
 }
@@ -256,9 +237,9 @@ SLCA_API int slca_vit_block_forward(int is_bf16, const SlcaBlock* block, const f
 // the same rounded: that of the input, [images x tokens, width]; grad_x may be grad if all tokens are queries. Between
 // them come out the gradients of what fc1, proj and qkv put out, and sums over rows: those of fc1's bias [hidden], of
 // norm2's gamma and beta, proj's bias, qkv's bias [3 width], norm1's gamma and beta and the bias added before the block.
-SLCA_API int slca_vit_block_backward(int is_bf16, const SlcaBlock* block, float* grad, const void* rounded,
-                                     void* grad_fc1, void* grad_proj, void* grad_qkv, float* grad_x, void* rounded_x,
-                                     float* sums) {
+SLCA_API int slca_fused_block_backward(int is_bf16, const SlcaFusedBlock* block, float* grad, const void* rounded,
+                                       void* grad_fc1, void* grad_proj, void* grad_qkv, float* grad_x, void* rounded_x,
+                                       float* sums) {
   if (is_bf16)
     return backward(*block, grad, in<uint16_t>(rounded), out<uint16_t>(grad_fc1), out<uint16_t>(grad_proj),
                     out<uint16_t>(grad_qkv), grad_x, out<uint16_t>(rounded_x), sums);

@@ -1,21 +1,35 @@
-// A transformer block as the native library computes it: its sizes, parameters and what it keeps.
+// A fused block as the native library takes it: sizes, parameters and what its backward needs.
 #pragma once
 
 #include <cstdint>
 
-// What kernels/vit_block/stack.py fills in; pointers that may be null are marked so.
-struct SlcaBlock {
-  // tokens x [heads x dim] per image, of which the first `queries` are computed beyond attention (all, or 1 in a last
-  // block); hidden: width of the MLP; group: images that go together.
-  int64_t images, tokens, queries, heads, dim, hidden, group, num_threads;
-  // Packed for x W^T and (null in a forward pass) for g W.
-  const int32_t *qkv, *proj, *fc1, *fc2;
-  const int32_t *qkv_back, *proj_back, *fc1_back, *fc2_back;
-  const float *qkv_bias, *proj_bias, *fc1_bias, *gamma1, *beta1, *gamma2, *beta2;
-  float eps1, eps2;
-  // What the backward pass needs; all null if there is none.
-  float *sum1, *mean1, *inv_std1;
-  void *hidden1, *qkv_out, *probabilities, *context;
-  float *sum2, *mean2, *inv_std2;
-  void *hidden2, *slope, *activated;
+// What kernels/vit_block/fused.py fills in, field by field in this order; it compares the layout before the first use.
+#define SLCA_FUSED_BLOCK_FIELDS(FIELD)                                                                              \
+  /* tokens x [heads x dim] per image, of which the first `queries` are computed beyond attention (all, or 1 in a   \
+     last block); hidden: width of the MLP; group: images that go together. */                                      \
+  FIELD(int64_t, images) FIELD(int64_t, tokens) FIELD(int64_t, queries) FIELD(int64_t, heads)                       \
+  FIELD(int64_t, dim) FIELD(int64_t, hidden) FIELD(int64_t, group) FIELD(int64_t, num_threads)                      \
+  /* Packed for x W^T and (null in a forward pass) for g W. */                                                      \
+  FIELD(const int32_t*, qkv) FIELD(const int32_t*, proj) FIELD(const int32_t*, fc1) FIELD(const int32_t*, fc2)      \
+  FIELD(const int32_t*, qkv_back) FIELD(const int32_t*, proj_back)                                                  \
+  FIELD(const int32_t*, fc1_back) FIELD(const int32_t*, fc2_back)                                                   \
+  FIELD(const float*, qkv_bias) FIELD(const float*, proj_bias) FIELD(const float*, fc1_bias)                        \
+  FIELD(const float*, gamma1) FIELD(const float*, beta1) FIELD(const float*, gamma2) FIELD(const float*, beta2)     \
+  FIELD(float, eps1) FIELD(float, eps2)                                                                             \
+  /* What the backward pass needs; all null if there is none. */                                                    \
+  FIELD(float*, sum1) FIELD(float*, mean1) FIELD(float*, inv_std1) FIELD(void*, hidden1) FIELD(void*, qkv_out)      \
+  FIELD(void*, probabilities) FIELD(void*, context)                                                                 \
+  FIELD(float*, sum2) FIELD(float*, mean2) FIELD(float*, inv_std2) FIELD(void*, hidden2) FIELD(void*, slope)        \
+  FIELD(void*, activated)
+
+struct SlcaFusedBlock {
+#define SLCA_FIELD(type, name) type name;
+  SLCA_FUSED_BLOCK_FIELDS(SLCA_FIELD)
+#undef SLCA_FIELD
+};
+
+// Where a field lies, in bytes.
+struct SlcaField {
+  const char* name;
+  int64_t offset, size;
 };

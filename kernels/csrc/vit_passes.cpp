@@ -1,8 +1,8 @@
-// A vision transformer's block between its matrix products, in one pass over memory each; rows in fixed parts, so that
-// sums over rows do not depend on the number of threads.
+// The passes of a vision transformer's block, each in one read of memory. Rows go in fixed parts, so that sums over
+// rows do not depend on the number of threads.
 #include <cstdlib>
 
-#include "vit_passes_kernels.h"
+#include "vit_kernels.h"
 
 namespace {
 
@@ -39,29 +39,6 @@ class Sums {
  private:
   int64_t width_;
   float* slots_;
-};
-
-template <class T>
-struct Best;
-#define SLCA_KERNEL(kernel)                                       \
-  template <class... Args>                                        \
-  static void kernel(Args... args) {                              \
-    SLCA_PICK(kernel)(args...);                                   \
-  }
-#define SLCA_KERNELS                                                                                     \
-  SLCA_KERNEL(residual_norm) SLCA_KERNEL(residual_norm_backward) SLCA_KERNEL(gelu)                       \
-  SLCA_KERNEL(gelu_backward) SLCA_KERNEL(softmax) SLCA_KERNEL(softmax_backward) SLCA_KERNEL(split_heads) \
-  SLCA_KERNEL(merge_heads)
-#define SLCA_PICK(kernel) SLCA_BEST(float_##kernel)
-template <>
-struct Best<float> {
-  SLCA_KERNELS
-};
-#undef SLCA_PICK
-#define SLCA_PICK(kernel) SLCA_BEST(bf16_##kernel)
-template <>
-struct Best<uint16_t> {
-  SLCA_KERNELS
 };
 
 template <class T>
@@ -158,15 +135,6 @@ int merge_heads(const T* in, int64_t num_images, int64_t tokens, int64_t parts, 
   });
   if (bias_sum) slots.add_up(0, width, bias_sum);
   return kOk;
-}
-
-template <class T>
-const T* in(const void* p) {
-  return static_cast<const T*>(p);
-}
-template <class T>
-T* out(void* p) {
-  return static_cast<T*>(p);
 }
 
 }  // namespace

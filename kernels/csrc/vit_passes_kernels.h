@@ -1,11 +1,11 @@
-// What a transformer block does between its matrix products: residual sums with layer norm, GELU, softmax, heads.
+// The passes of a transformer block, between its matrix products: residual sums with layer norm, GELU, softmax, heads.
 #pragma once
 
 #include "isa.h"
 
 // T is float or bfloat16 (as uint16_t): the type of everything that goes into or comes out of a matrix product.
 // The residual stream, statistics, parameters and sums over rows are float.
-#define SLCA_VIT_BLOCK(T, name)                                                                                       \
+#define SLCA_VIT_PASSES(T, name)                                                                                      \
   /* x' = x + y + bias (y or bias may be null); if gamma: hidden = layer norm of x', with mean and 1/std kept. */     \
   void name##residual_norm(const float* x, const T* y, const float* bias, const float* gamma, const float* beta,     \
                            float eps, int64_t num_rows, int64_t width, float* sum, T* hidden, float* mean,            \
@@ -32,4 +32,4 @@
   void name##merge_heads(const T* in, int64_t tokens, int64_t parts, int64_t heads, int64_t dim,                      \
                          int64_t part_stride, T* out, float* bias_sum);
 
-SLCA_PER_ISA(SLCA_VIT_BLOCK(float, float_) SLCA_VIT_BLOCK(uint16_t, bf16_))
+SLCA_PER_ISA(SLCA_VIT_PASSES(float, float_) SLCA_VIT_PASSES(uint16_t, bf16_))

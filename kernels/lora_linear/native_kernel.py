@@ -1,4 +1,4 @@
-"""The thin products of the LoRA backward on the CPU, in one pass over the upstream gradient (kernels/csrc/lora.cpp)."""
+"""The thin products of the LoRA backward on the CPU, in one read of its g (kernels/csrc/lora_linear.cpp)."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ import math
 
 import torch
 
+from ..row_loss.rows import Rows
+
 PROBABILITY_FLOOR = 1e-7
 LABEL_FLOOR = 1e-4
 REVERSE_SCALE = -math.log(LABEL_FLOOR)
@@ -46,18 +48,12 @@ def symmetric_cross_entropy_reference(
     return loss_B.sum() / weight_B.sum() if reduction == "mean" else loss_B.sum()
 
 
-def symmetric_cross_entropy_rows(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    ce_weight: float,
-    rce_weight: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``scale_i * L_i`` and its closed-form gradient; computed in float32, in float64 for float64 logits.
+def symmetric_cross_entropy_rows(rows: Rows, ce_weight: float, rce_weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and its closed-form gradient in plain torch; computed in float32, in float64 for float64 logits.
 
     Rows of scale 0 are not looked at. Labels of other rows must be in range.
     """
+    logits_BC, target_B, scale_B, with_gradient = rows
     used_B1 = (scale_B != 0)[:, None]
     z_BC = torch.where(used_B1, logits_BC.to(scale_B.dtype), 0.0)
     in_range_B = (target_B >= 0) & (target_B < logits_BC.shape[1])
@@ -67,14 +63,15 @@ def symmetric_cross_entropy_rows(
     p_BC = log_p_BC.exp()
     other_BC = p_BC.scatter(1, label_B1, 0.0)
     kept_BC = torch.where(other_BC >= PROBABILITY_FLOOR, other_BC, 0.0)
-    num_floored_B = (other_BC < PROBABILITY_FLOOR).sum(dim=1) - 1
+    num_floored_B = (other_BC < PROBABILITY_FLOOR).sum(dim=1, dtype=p_BC.dtype) - 1
     reverse_B = kept_BC.sum(dim=1) + PROBABILITY_FLOOR * num_floored_B
     reverse_weight = rce_weight * REVERSE_SCALE
     loss_B = scale_B * (reverse_weight * reverse_B - ce_weight * log_p_BC.gather(1, label_B1)[:, 0])
     if not with_gradient:
-        return loss_B, None
+        return loss_B, logits_BC.new_empty(0)
     grad_BC = p_BC * (ce_weight - reverse_weight * kept_BC.sum(dim=1, keepdim=True)) + reverse_weight * kept_BC
     # p_y - 1 as minus the sum of the others: no cancellation when p_y is close to 1.
     label_grad_B1 = grad_BC.gather(1, label_B1) - ce_weight * (p_BC.gather(1, label_B1) + other_BC.sum(1, keepdim=True))
     grad_BC = grad_BC.scatter(1, label_B1, label_grad_B1)
-    return loss_B, (torch.where(used_B1, grad_BC, 0.0) * scale_B[:, None]).to(logits_BC.dtype)
+    grad_BC = torch.where(used_B1, grad_BC, 0.0) * scale_B[:, None]
+    return loss_B, grad_BC.to(logits_BC.dtype).contiguous()

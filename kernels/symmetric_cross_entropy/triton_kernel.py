@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..row_loss.rows import Rows
 from ..triton_runtime import wrap
 from .reference import PROBABILITY_FLOOR, REVERSE_SCALE
 
@@ -46,7 +47,7 @@ def symmetric_cross_entropy_row_kernel(
         total = total_other + e_label
         floored = inside & (e_other < floor * total) & (column != label)
         kept = tl.where(floored, 0.0, e_other)
-        kept_sum = tl.sum(kept, axis=0) / total
+        kept_sum = tl.sum(kept, axis=0) / total  # pyright: ignore[reportOperatorIssue]  (a sum over one axis is a tensor)
         num_floored = tl.sum(tl.where(floored, 1.0, 0.0), axis=0)
         z_label = tl.sum(tl.where(is_label, z, 0.0), axis=0)
         loss = ce_weight * (tl.log(total) + z_max - z_label) + reverse_weight * (kept_sum + floor * num_floored)
@@ -120,19 +121,6 @@ def symmetric_cross_entropy_long_row_kernel(
                 tl.store(gradient_row + column, gradient.to(gradient_ptr.dtype.element_ty), mask=column < num_classes)
 
 
-@triton.jit
-def scale_rows_kernel(gradient_ptr, upstream_ptr, upstream_stride, num_classes, BLOCK: tl.constexpr):
-    """Row i times upstream[i]; returns at once where that is 1."""
-    row = tl.program_id(0).to(tl.int64)
-    upstream = tl.load(upstream_ptr + row * upstream_stride).to(tl.float32)
-    if upstream != 1.0:
-        for start in range(0, num_classes, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            pointer = gradient_ptr + row * num_classes + column
-            gradient = tl.load(pointer, mask=column < num_classes).to(tl.float32) * upstream
-            tl.store(pointer, gradient.to(gradient_ptr.dtype.element_ty), mask=column < num_classes)
-
-
 def launch_shape(num_classes: int) -> tuple[bool, int, int]:
     """Whether a row of ``num_classes`` stays on chip, its block and its number of warps (measured on no GPU yet)."""
     if num_classes > ON_CHIP_CLASSES:
@@ -142,39 +130,19 @@ def launch_shape(num_classes: int) -> tuple[bool, int, int]:
 
 
 def symmetric_cross_entropy_triton(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    ce_weight: float,
-    rce_weight: float,
-    with_gradient: bool,
+    rows: Rows, ce_weight: float, rce_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``scale_i * L_i`` [B] float32 and its gradient in the logits' dtype (no elements unless ``with_gradient``)."""
+    """Loss and gradient of float32, bfloat16 or float16 logits."""
+    logits_BC, target_B, scale_B, with_gradient = rows.dense()
     num_rows, num_classes = logits_BC.shape
-    if logits_BC.stride(1) != 1:
-        logits_BC = logits_BC.contiguous()
-    loss_B = torch.empty_like(scale_B)
-    gradient_BC = torch.empty(
-        (num_rows, num_classes) if with_gradient else (0,), dtype=logits_BC.dtype, device=logits_BC.device
-    )
+    loss_B, gradient_BC = rows.memory()
     if num_rows == 0:
         return loss_B, gradient_BC
     on_chip, block, num_warps = launch_shape(num_classes)
     kernel = symmetric_cross_entropy_row_kernel if on_chip else symmetric_cross_entropy_long_row_kernel
     wrap(kernel)[(num_rows,)](
-        logits_BC, target_B.contiguous(), scale_B, loss_B, gradient_BC,
+        logits_BC, target_B, scale_B, loss_B, gradient_BC,
         logits_BC.stride(0), num_classes, ce_weight, rce_weight * REVERSE_SCALE, PROBABILITY_FLOOR,
         WITH_GRADIENT=with_gradient, BLOCK=block, num_warps=num_warps,
     )  # fmt: skip
     return loss_B, gradient_BC
-
-
-def scale_rows_(gradient_BC: torch.Tensor, upstream_B: torch.Tensor) -> None:
-    """Multiplies row i of the contiguous ``gradient_BC`` by ``upstream_B[i]`` in place, without a synchronisation."""
-    num_rows, num_classes = gradient_BC.shape
-    if num_rows == 0:
-        return
-    block = min(triton.next_power_of_2(max(num_classes, 16)), 4096)
-    scale_rows_kernel[(num_rows,)](
-        gradient_BC, upstream_B, upstream_B.stride(0), num_classes, BLOCK=block, num_warps=max(1, block // 512)
-    )

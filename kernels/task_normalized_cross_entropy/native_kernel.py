@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import native
+from ..row_loss.rows import Rows
 from .reference import NORM_FLOOR
 
 SYMBOL = "slca_task_normalized_cross_entropy"
@@ -14,26 +15,16 @@ _function = native.function(SYMBOL, "pqipppppqqqddi")
 
 
 def task_normalized_cross_entropy_native(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    task_sizes: Sequence[int],
-    temperature: float,
-    with_gradient: bool,
+    rows: Rows, task_sizes: Sequence[int], temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``scale_i * L_i`` [B] float32 and its gradient, float32 or bfloat16 as the logits (no elements unless asked).
-
-    Raises NativeError (status 2) when a label is out of range.
-    """
+    """Loss and gradient of float32 or bfloat16 logits; NativeError (status 2) when a label is out of range."""
+    logits_BC, target_B, scale_B, with_gradient = rows.dense()
     assert scale_B.dtype == torch.float32, scale_B.dtype
     num_rows, num_classes = logits_BC.shape
-    if logits_BC.stride(1) != 1:
-        logits_BC = logits_BC.contiguous()
-    loss_B = torch.empty_like(scale_B)
-    gradient_BC = torch.empty((num_rows, num_classes) if with_gradient else (0,), dtype=logits_BC.dtype)
+    loss_B, gradient_BC = rows.memory()
     _function(
-        logits_BC, logits_BC.stride(0), logits_BC.dtype == torch.bfloat16, target_B.contiguous(),
-        scale_B.contiguous(), torch.tensor(task_sizes), loss_B, gradient_BC if with_gradient else None,
+        logits_BC, logits_BC.stride(0), logits_BC.dtype == torch.bfloat16, target_B,
+        scale_B, torch.tensor(task_sizes), loss_B, gradient_BC if with_gradient else None,
         num_rows, num_classes, len(task_sizes), temperature, NORM_FLOOR, torch.get_num_threads(),
     )  # fmt: skip
     return loss_B, gradient_BC

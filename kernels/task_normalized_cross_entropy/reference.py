@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..row_loss.rows import Rows
+
 NORM_FLOOR = 1e-7
 
 
@@ -28,14 +30,10 @@ def task_normalized_cross_entropy_reference(
 
 
 def task_normalized_cross_entropy_rows(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    task_sizes: Sequence[int],
-    temperature: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``scale_i * L_i`` and its closed-form gradient; computed in float32, in float64 for float64 logits."""
+    rows: Rows, task_sizes: Sequence[int], temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and its closed-form gradient in plain torch; computed in float32, in float64 for float64 logits."""
+    logits_BC, target_B, scale_B, with_gradient = rows
     z_BC = logits_BC.to(scale_B.dtype)
     in_range_B = (target_B >= 0) & (target_B < logits_BC.shape[1])
     scale_B = torch.where(in_range_B, scale_B, math.nan)
@@ -45,7 +43,7 @@ def task_normalized_cross_entropy_rows(
     log_p_BC = (z_BC / (mean_norm_B1 * temperature)).log_softmax(dim=1)
     loss_B = -scale_B * log_p_BC.gather(1, label_B1)[:, 0]
     if not with_gradient:
-        return loss_B, None
+        return loss_B, logits_BC.new_empty(0)
     p_BC = log_p_BC.exp()
     other_B1 = p_BC.scatter(1, label_B1, 0.0).sum(dim=1, keepdim=True)
     g_BC = p_BC.scatter(1, label_B1, -other_B1)
@@ -54,4 +52,4 @@ def task_normalized_cross_entropy_rows(
     inverse_norm_BC = inverse_norm_BK.repeat_interleave(sizes_K, dim=1, output_size=logits_BC.shape[1])
     along_B1 = (g_BC * z_BC).sum(dim=1, keepdim=True) / mean_norm_B1
     grad_BC = (g_BC - along_B1 * z_BC * inverse_norm_BC) * (scale_B[:, None] / (mean_norm_B1 * temperature))
-    return loss_B, grad_BC.to(logits_BC.dtype)
+    return loss_B, grad_BC.to(logits_BC.dtype).contiguous()

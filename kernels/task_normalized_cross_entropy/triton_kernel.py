@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..row_loss.rows import Rows
 from ..triton_runtime import wrap
 from .reference import NORM_FLOOR
 
@@ -109,22 +110,13 @@ def _task_table(task_sizes: tuple[int, ...], device: torch.device) -> torch.Tens
 
 
 def task_normalized_cross_entropy_triton(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    task_sizes: Sequence[int],
-    temperature: float,
-    with_gradient: bool,
+    rows: Rows, task_sizes: Sequence[int], temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``scale_i * L_i`` [B] float32 and its gradient in the logits' dtype (no elements unless ``with_gradient``)."""
+    """Loss and gradient of float32, bfloat16 or float16 logits."""
+    logits_BC, target_B, scale_B, with_gradient = rows.dense()
     num_rows, num_classes = logits_BC.shape
     num_tasks = len(task_sizes)
-    if logits_BC.stride(1) != 1:
-        logits_BC = logits_BC.contiguous()
-    loss_B = torch.empty_like(scale_B)
-    gradient_BC = torch.empty(
-        (num_rows, num_classes) if with_gradient else (0,), dtype=logits_BC.dtype, device=logits_BC.device
-    )
+    loss_B, gradient_BC = rows.memory()
     if num_rows == 0:
         return loss_B, gradient_BC
     table = _task_table(tuple(task_sizes), logits_BC.device)
@@ -135,7 +127,7 @@ def task_normalized_cross_entropy_triton(
     )
     block = min(triton.next_power_of_2(max(num_classes, 16)), LARGEST_BLOCK)
     wrap(task_normalized_cross_entropy_kernel)[(num_rows,)](
-        logits_BC, target_B.contiguous(), scale_B, norm_BK, table[num_tasks + 1 :], loss_B, gradient_BC,
+        logits_BC, target_B, scale_B, norm_BK, table[num_tasks + 1 :], loss_B, gradient_BC,
         logits_BC.stride(0), num_classes, num_tasks, temperature, NORM_FLOOR,
         WITH_GRADIENT=with_gradient, BLOCK=block, TASK_BLOCK=min(triton.next_power_of_2(num_tasks), 1024),
         num_warps=min(16, max(1, block // 512)),

@@ -1,17 +1,19 @@
-"""A transformer block on the CPU with its matrix products, group of images by group (kernels/csrc/vit_fused_block.cpp).
+"""The fused block on the CPU: passes and matrix products, group of images by group (kernels/csrc/vit_fused_block.cpp).
 
-Layouts as in native_kernel.py. A block is computed as timm's plain one, with products of float32 or bfloat16 numbers
-summed in float32.
+Matrices as in passes.py. A block is computed as timm's plain one, with products of float32 or bfloat16 numbers summed
+in float32.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import torch
 from torch import Tensor
 
 from .. import native
+from .passes import is_bf16
 
 _SIZES = ("images", "tokens", "queries", "heads", "dim", "hidden", "group", "num_threads")
 _POINTERS = (
@@ -24,8 +26,8 @@ _KEPT = (
 )  # fmt: skip
 
 
-class Block(ctypes.Structure):
-    """``SlcaBlock`` of vit_fused_block.cpp; ``set`` keeps the tensors alive."""
+class FusedBlock(ctypes.Structure):
+    """``SlcaFusedBlock`` of kernels/csrc/vit_fused_block.h; ``set`` keeps the tensors alive."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in _SIZES),
@@ -41,11 +43,18 @@ class Block(ctypes.Structure):
             setattr(self, name, tensor.data_ptr())
 
 
+class _Field(ctypes.Structure):
+    """``SlcaField``: where a field lies in the library's struct, in bytes."""
+
+    _fields_ = [("name", ctypes.c_char_p), ("offset", ctypes.c_int64), ("size", ctypes.c_int64)]
+
+
 # Floating-point operations of all products up to now: torch's FlopCounterMode does not see them.
 _flops = 0
 
-_forward = native.function("slca_vit_block_forward", "ipppppp")
-_backward = native.function("slca_vit_block_backward", "ippppppppp")
+_layout = native.function("slca_fused_block_layout", "ppp")
+_forward = native.function("slca_fused_block_forward", "ipppppp")
+_backward = native.function("slca_fused_block_backward", "ippppppppp")
 _outer = native.function("slca_outer", "ipqpqqipi")
 _pack_weight = native.function("slca_pack_weight", "ipqqip")
 _packed_size = native.function("slca_packed_size", "iqqp")
@@ -53,7 +62,9 @@ _packed_size = native.function("slca_packed_size", "iqqp")
 
 def why_not(dtype: torch.dtype) -> str | None:
     """Why torch's products are taken in its place; None if these are the faster ones (docs/performance.md)."""
-    if reason := native.why_not("slca_vit_block_forward", "slca_outer"):
+    if reason := native.why_not("slca_fused_block_forward", "slca_fused_block_layout", "slca_outer"):
+        return reason
+    if reason := layout_mismatch(FusedBlock):
         return reason
     isa = native.isa()
     if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
@@ -62,12 +73,37 @@ def why_not(dtype: torch.dtype) -> str | None:
     return None if isa in fit else f"the native library's products of {dtype} are slow on {isa}"
 
 
+@functools.cache
+def layout_mismatch(structure: type[ctypes.Structure]) -> str | None:
+    """Where ``structure`` and the library's SlcaFusedBlock lay out memory differently; None if they are the same."""
+    fields, num_fields, num_bytes = ctypes.POINTER(_Field)(), ctypes.c_int64(), ctypes.c_int64()
+    _layout(ctypes.byref(fields), ctypes.byref(num_fields), ctypes.byref(num_bytes))
+    theirs = [(field.name.decode(), field.offset, field.size) for field in fields[: num_fields.value]]
+    descriptors = {name: getattr(structure, name) for name, *_ in structure._fields_}
+    ours = [(name, descriptor.offset, descriptor.size) for name, descriptor in descriptors.items()]
+    # The end is a field more, so that a struct that stops early or goes on differs somewhere.
+    theirs.append(("end", num_bytes.value, 0))
+    ours.append(("end", ctypes.sizeof(structure), 0))
+    for (name, offset, size), (our_name, our_offset, our_size) in zip(theirs, ours):
+        if (name, offset, size) != (our_name, our_offset, our_size):
+            return (
+                f"the native library does not fit: its block has {name} ({size} bytes at {offset}) where this package "
+                f"has {our_name} ({our_size} bytes at {our_offset}): build it again"
+            )
+    return None
+
+
+def _assert_fits(block: ctypes.Structure) -> None:
+    reason = layout_mismatch(type(block))
+    assert reason is None, reason
+
+
 def flops() -> int:
     """Floating-point operations of this process's products up to now: two for a multiplication and an addition."""
     return _flops
 
 
-def _count(block: Block, products_of_attention: int) -> None:
+def _count(block: FusedBlock, products_of_attention: int) -> None:
     global _flops
     width, hidden = block.heads * block.dim, block.hidden
     per_query = width * width + 2 * width * hidden + products_of_attention * block.tokens * width
@@ -79,28 +115,30 @@ def pack_weight(weight_OI: Tensor, transposed: bool) -> Tensor:
     num_out, num_in = weight_OI.shape
     summed, columns = (num_out, num_in) if transposed else (num_in, num_out)
     size = torch.empty(1, dtype=torch.int64)
-    _packed_size(_is_bf16(weight_OI), summed, columns, size)
+    _packed_size(is_bf16(weight_OI), summed, columns, size)
     packed = torch.empty(int(size), dtype=torch.int32)
-    _pack_weight(_is_bf16(weight_OI), weight_OI, num_out, num_in, transposed, packed)
+    _pack_weight(is_bf16(weight_OI), weight_OI, num_out, num_in, transposed, packed)
     return packed
 
 
 def forward(
-    block: Block, dtype: torch.dtype, x_MD: Tensor, y_MD: Tensor | None, bias_D: Tensor | None,
+    block: FusedBlock, dtype: torch.dtype, x_MD: Tensor, y_MD: Tensor | None, bias_D: Tensor | None,
     x_out_QD: Tensor, y_out_QD: Tensor,
 ) -> None:  # fmt: skip
     """x + y + bias is the block's input; ``x_out`` + ``y_out`` + the bias of fc2 will be its output."""
+    _assert_fits(block)
     _forward(dtype == torch.bfloat16, ctypes.byref(block), x_MD, y_MD, bias_D, x_out_QD, y_out_QD)
     _count(block, products_of_attention=2)
 
 
 def backward(
-    block: Block, grad_QD: Tensor, rounded_QD: Tensor, grad_fc1_QF: Tensor, grad_proj_QD: Tensor, grad_qkv_MK: Tensor,
-    grad_x_MD: Tensor, rounded_x_MD: Tensor, sums: Tensor,
+    block: FusedBlock, grad_QD: Tensor, rounded_QD: Tensor, grad_fc1_QF: Tensor, grad_proj_QD: Tensor,
+    grad_qkv_MK: Tensor, grad_x_MD: Tensor, rounded_x_MD: Tensor, sums: Tensor,
 ) -> None:  # fmt: skip
     """Fills all after ``rounded``, and overwrites ``grad``: vit_fused_block.cpp says with what."""
+    _assert_fits(block)
     _backward(
-        _is_bf16(rounded_QD), ctypes.byref(block), grad_QD, rounded_QD,
+        is_bf16(rounded_QD), ctypes.byref(block), grad_QD, rounded_QD,
         grad_fc1_QF, grad_proj_QD, grad_qkv_MK, grad_x_MD, rounded_x_MD, sums,
     )  # fmt: skip
     _count(block, products_of_attention=4)
@@ -113,12 +151,7 @@ def outer(a_MO: Tensor, b_MI: Tensor, out_OI: Tensor | None = None) -> Tensor:
     if out_OI is None:
         out_OI = torch.empty(a_MO.shape[1], b_MI.shape[1], dtype=torch.float32, device="cpu")
     _outer(
-        _is_bf16(a_MO), a_MO, a_MO.shape[1], b_MI, b_MI.shape[1], len(a_MO), add, out_OI, torch.get_num_threads()
+        is_bf16(a_MO), a_MO, a_MO.shape[1], b_MI, b_MI.shape[1], len(a_MO), add, out_OI, torch.get_num_threads()
     )  # fmt: skip
     _flops += 2 * len(a_MO) * out_OI.numel()
     return out_OI
-
-
-def _is_bf16(tensor: Tensor) -> bool:
-    assert tensor.dtype in (torch.float32, torch.bfloat16) and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
-    return tensor.dtype == torch.bfloat16

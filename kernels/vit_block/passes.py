@@ -31,7 +31,7 @@ def residual_sum(x_MD: Tensor, y_MD: Tensor, bias_D: Tensor | None) -> Tensor:
     """x + y + bias in float32."""
     out_MD = torch.empty_like(x_MD)
     _residual_norm(
-        _is_bf16(y_MD), x_MD, y_MD, bias_D, None, None, 0.0, *x_MD.shape, out_MD, None, None, None, _threads()
+        is_bf16(y_MD), x_MD, y_MD, bias_D, None, None, 0.0, *x_MD.shape, out_MD, None, None, None, _threads()
     )
     return out_MD
 
@@ -61,7 +61,7 @@ def residual_norm_backward(
     """
     rounded_MD, sums_3D = torch.empty_like(grad_hidden_MD), _floats(3, sum_MD.shape[1])
     _residual_norm_backward(
-        _is_bf16(grad_hidden_MD), grad_hidden_MD, sum_MD, mean_M, inv_std_M, gamma_D, grad_sum_MD, *sum_MD.shape,
+        is_bf16(grad_hidden_MD), grad_hidden_MD, sum_MD, mean_M, inv_std_M, gamma_D, grad_sum_MD, *sum_MD.shape,
         grad_sum_MD, rounded_MD, sums_3D, _threads(),
     )  # fmt: skip
     return grad_sum_MD, rounded_MD, sums_3D
@@ -82,28 +82,28 @@ def gelu(x_MF: Tensor, bias_F: Tensor, with_slope: bool) -> tuple[Tensor, Tensor
     """(GELU(x + bias), its slope there), in the dtype of ``x``; the slope is written over ``x``."""
     out_MF = torch.empty_like(x_MF)
     slope_MF = x_MF if with_slope else None
-    _gelu(_is_bf16(x_MF), x_MF, bias_F, *x_MF.shape, out_MF, slope_MF, _threads())
+    _gelu(is_bf16(x_MF), x_MF, bias_F, *x_MF.shape, out_MF, slope_MF, _threads())
     return out_MF, slope_MF
 
 
 def gelu_backward(grad_MF: Tensor, slope_MF: Tensor) -> tuple[Tensor, Tensor]:
     """(grad * slope written over ``grad``, its sum over rows in float32)."""
     bias_F = _floats(grad_MF.shape[1])
-    _gelu_backward(_is_bf16(grad_MF), grad_MF, slope_MF, *grad_MF.shape, grad_MF, bias_F, _threads())
+    _gelu_backward(is_bf16(grad_MF), grad_MF, slope_MF, *grad_MF.shape, grad_MF, bias_F, _threads())
     return grad_MF, bias_F
 
 
 def softmax_(scores: Tensor, scale: float) -> Tensor:
     """softmax(scale * scores) over the last dimension, in place."""
     width = scores.shape[-1]
-    _softmax(_is_bf16(scores), scores, scale, scores.numel() // width, width, _threads())
+    _softmax(is_bf16(scores), scores, scale, scores.numel() // width, width, _threads())
     return scores
 
 
 def softmax_backward_(grad: Tensor, probabilities: Tensor, scale: float) -> Tensor:
     """The gradient of the scores, in place of that of the probabilities."""
     width = grad.shape[-1]
-    _softmax_backward(_is_bf16(grad), grad, probabilities, scale, grad.numel() // width, width, _threads())
+    _softmax_backward(is_bf16(grad), grad, probabilities, scale, grad.numel() // width, width, _threads())
     return grad
 
 
@@ -111,7 +111,7 @@ def split_heads(x_MK: Tensor, bias_K: Tensor | None, num_images: int, parts: int
     """``[B * N, parts * H * d]`` (+ bias) -> ``[parts, B * H, N, d]``."""
     tokens, dim = x_MK.shape[0] // num_images, x_MK.shape[1] // (parts * heads)
     out = torch.empty(parts, num_images * heads, tokens, dim, dtype=x_MK.dtype)
-    _split_heads(_is_bf16(x_MK), x_MK, bias_K, num_images, tokens, parts, heads, dim, out, _threads())
+    _split_heads(is_bf16(x_MK), x_MK, bias_K, num_images, tokens, parts, heads, dim, out, _threads())
     return out
 
 
@@ -121,11 +121,12 @@ def merge_heads(x: Tensor, num_images: int, with_sum: bool) -> tuple[Tensor, Ten
     heads = num_rows // num_images
     out_MK = torch.empty(num_images * tokens, parts * heads * dim, dtype=x.dtype)
     bias_K = _floats(parts * heads * dim) if with_sum else None
-    _merge_heads(_is_bf16(x), x, num_images, tokens, parts, heads, dim, out_MK, bias_K, _threads())
+    _merge_heads(is_bf16(x), x, num_images, tokens, parts, heads, dim, out_MK, bias_K, _threads())
     return out_MK, bias_K
 
 
-def _is_bf16(tensor: Tensor) -> bool:
+def is_bf16(tensor: Tensor) -> bool:
+    """Whether the kernels take ``tensor`` as bfloat16 rather than float32; it is contiguous, and one of both."""
     assert tensor.dtype in DTYPES and tensor.is_contiguous(), (tensor.dtype, tensor.stride())
     return tensor.dtype == torch.bfloat16
 

@@ -51,13 +51,12 @@ def examine() -> dict[str, dict[str, str]]:
 
 
 def _fast_paths(device: torch.device) -> dict[str, str]:
-    from slca_fast.kernels import native
     from slca_fast.training.optim import apex_optimizers, optimizer_backend
 
     cuda = device.type == "cuda"
     return {
         "CUDA": torch.version.cuda if cuda else "no: torch sees no CUDA device",
-        "native CPU library": "yes" if native.available() else f"no: {native.why_not()}",
+        "native CPU library": _native_library(),
         "Triton": _importable("triton", "kernels run on CUDA; on a CPU only in its interpreter"),
         "DALI": _importable(
             "nvidia.dali",
@@ -68,6 +67,15 @@ def _fast_paths(device: torch.device) -> dict[str, str]:
         **_arithmetic(device),
         "optimizer": f"{optimizer_backend('sgd', device)}; {optimizer_backend('adamw', device)}",
     }
+
+
+def _native_library() -> str:
+    from slca_fast.kernels import native
+
+    if reason := native.why_not():
+        return f"no: {reason}"
+    held = "held there by SLCA_FAST_NATIVE_ISA" if native.held_isa() else "the best that this processor has"
+    return f"yes, on {native.isa()}: {held}"
 
 
 def _arithmetic(device: torch.device) -> dict[str, str]:

@@ -112,6 +112,16 @@ def merge_lora(model: nn.Module) -> nn.Module:
     return model
 
 
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """``merge_lora(model).state_dict()``, but ``model`` keeps its LoRA; what is not merged shares memory with it."""
+    state = dict(model.state_dict())
+    for name, layer in lora_layers(model):
+        prefix = f"{name}." if name else ""
+        state[f"{prefix}weight"] = layer.merged_weight().detach()
+        del state[f"{prefix}lora_A"], state[f"{prefix}lora_B"]
+    return state
+
+
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
     """Every LoRA layer of ``model`` with its name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear))

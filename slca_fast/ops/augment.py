@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..kernels import native, triton_runtime
 from ..kernels.augment import native_kernel, reference
+from ..kernels.augment.error_bound import augment_error_bound
 from .registry import OpSpec, Sample, choose_backend, register
 
 
@@ -255,6 +256,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
+        error_bound=augment_error_bound,
         dtypes=(torch.float32, torch.bfloat16),
         bytes_moved=_bytes_moved,
         baselines={"pillow": _pillow},

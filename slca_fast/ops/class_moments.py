@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.kernels import triton_runtime
+from slca_fast.kernels.class_moments.error_bound import class_moments_error_bound
 from slca_fast.kernels.class_moments.reference import class_moments_reference
 from slca_fast.ops.registry import OpSpec, Sample, choose_backend, register
 
@@ -186,6 +187,7 @@ register(
         backends={"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
+        error_bound=class_moments_error_bound,
         bytes_moved=lambda s: s.args[0].nbytes + s.args[2] * s.args[0].shape[1] ** 2 * 8,
         flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
         baselines={"torch.cov": _torch_cov},

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 from slca_fast.kernels import native, triton_runtime
+from slca_fast.kernels.gaussian_sampling.error_bound import (
+    cholesky_factor_error_bound,
+    sample_gaussians_error_bound,
+    sample_low_rank_error_bound,
+)
 from slca_fast.kernels.gaussian_sampling.native_kernel import SYMBOL, philox_normal_native
 from slca_fast.kernels.gaussian_sampling.packing import is_packed, pack_lower, unpack_lower
 from slca_fast.kernels.gaussian_sampling.philox import philox_normal_reference
@@ -82,16 +87,8 @@ def sample_gaussians(
     _validate(mean_CD, factor, num_per_class, sample_offset)
     is_packed(factor, mean_CD.shape[1])
     chosen = _choose("gaussian_sampling", backend, mean_CD)
-    class_id_C = _class_ids(class_id_C, mean_CD)
-    return _sample_gaussians(
-        mean_CD.detach(),
-        factor.detach(),
-        class_id_C,
-        num_per_class,
-        _seed_tensor(seed, mean_CD.device),
-        sample_offset,
-        chosen,
-    )
+    which = _which_samples(mean_CD, num_per_class, seed, class_id_C, sample_offset)
+    return _sample_gaussians(mean_CD.detach(), factor.detach(), *which, chosen)
 
 
 @torch.library.custom_op("slca_fast::sample_gaussians", mutates_args=())
@@ -137,17 +134,8 @@ def sample_low_rank(
     if not noise_scale >= 0:
         raise ValueError(f"noise_scale must be >= 0, got {noise_scale}")
     chosen = _choose("low_rank_sampling", backend, mean_CD)
-    class_id_C = _class_ids(class_id_C, mean_CD)
-    return _sample_low_rank(
-        mean_CD.detach(),
-        rows_CKD.detach(),
-        float(noise_scale),
-        class_id_C,
-        num_per_class,
-        _seed_tensor(seed, mean_CD.device),
-        sample_offset,
-        chosen,
-    )
+    which = _which_samples(mean_CD, num_per_class, seed, class_id_C, sample_offset)
+    return _sample_low_rank(mean_CD.detach(), rows_CKD.detach(), float(noise_scale), *which, chosen)
 
 
 @torch.library.custom_op("slca_fast::sample_low_rank", mutates_args=())
@@ -211,6 +199,13 @@ def _validate(mean_CD: Tensor, factor: Tensor, num_per_class: int, sample_offset
         )
     if num_per_class < 0 or sample_offset < 0:
         raise ValueError(f"num_per_class and sample_offset must be >= 0, got {num_per_class} and {sample_offset}")
+
+
+def _which_samples(
+    mean_CD: Tensor, num_per_class: int, seed: int | Tensor, class_id_C: Tensor | None = None, sample_offset: int = 0
+) -> tuple[Tensor, int, Tensor, int]:
+    """What keys the random numbers: class ids, number of samples, seed and first sample, on the means' device."""
+    return _class_ids(class_id_C, mean_CD), num_per_class, _seed_tensor(seed, mean_CD.device), sample_offset
 
 
 def _class_ids(class_id_C: Tensor | None, mean_CD: Tensor) -> Tensor:
@@ -295,6 +290,7 @@ register(
         backends={"cpu": ("reference",), "cuda": ("reference",)},
         samples=_factor_samples,
         benchmark_samples=_factor_benchmark,
+        error_bound=cholesky_factor_error_bound,
         dtypes=(torch.float32, torch.float64),
         bytes_moved=lambda s: 2 * s.args[0].nbytes,
         flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] ** 3 // 3,
@@ -307,15 +303,12 @@ register(
         name="gaussian_sampling",
         function=sample_gaussians,
         reference=lambda mean_CD, factor, num_per_class, seed: sample_gaussians_reference(
-            mean_CD,
-            factor,
-            torch.arange(len(mean_CD), device=mean_CD.device),
-            num_per_class,
-            _seed_tensor(seed, mean_CD.device),
+            mean_CD, factor, *_which_samples(mean_CD, num_per_class, seed)
         ),
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_draw_samples,
         benchmark_samples=_draw_benchmark,
+        error_bound=sample_gaussians_error_bound,
         dtypes=(torch.float32, torch.float64),
         bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[2] + 1),
         flops=lambda s: s.args[0].shape[0] * s.args[2] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
@@ -327,16 +320,12 @@ register(
         name="low_rank_sampling",
         function=sample_low_rank,
         reference=lambda mean_CD, rows_CKD, noise_scale, num_per_class, seed: sample_low_rank_reference(
-            mean_CD,
-            rows_CKD,
-            noise_scale,
-            torch.arange(len(mean_CD), device=mean_CD.device),
-            num_per_class,
-            _seed_tensor(seed, mean_CD.device),
+            mean_CD, rows_CKD, noise_scale, *_which_samples(mean_CD, num_per_class, seed)
         ),
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_low_rank_samples,
         benchmark_samples=_low_rank_benchmark,
+        error_bound=sample_low_rank_error_bound,
         dtypes=(torch.float32, torch.float64),
         bytes_moved=lambda s: s.args[1].nbytes + s.args[0].nbytes * (s.args[3] + 1),
         flops=lambda s: 2 * s.args[1].numel() * s.args[3],

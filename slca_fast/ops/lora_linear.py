@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..kernels import native, triton_runtime
 from ..kernels.lora_linear import native_kernel, reference
+from ..kernels.lora_linear.error_bound import lora_linear_error_bound
 from .registry import OpSpec, Sample, choose_backend, late_op, register
 
 FORMS = ("merged", "unmerged")
@@ -219,8 +220,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
-        # float64 has its own test: here the truth is eager float64 itself, which allows no other order of sums
-        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        error_bound=lora_linear_error_bound,
         flops=_flops,
     )
 )

@@ -44,9 +44,16 @@ class OpSpec:
     """Small ragged, empty, one-row and unequal shapes for the contract test."""
     benchmark_samples: Callable[[torch.device, torch.dtype], Iterator[Sample]]
     """Realistic shapes for the benchmark."""
+    error_bound: Callable[..., tuple[list[torch.Tensor], list[torch.Tensor]]]
+    """(upstream gradients, *args, **kwargs of a sample) -> how far each element of every output and of every gradient
+    may be from the float64 truth on any processor: float64 tensors of their shapes (kernels/<op>/error_bound.py).
+
+    It follows from the shapes and the inputs alone: units in the last place of the dtype that sums, times the number of
+    terms summed, times the sum of the terms' sizes; exp and log a few units, and exp as many of its argument; then the
+    rounding to the dtype of the result. Nothing in it is measured, so no processor's luck is."""
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     error_margin: float = 2.0
-    """Allowed multiple of same-dtype eager's own error against the float64 truth."""
+    """What is allowed besides: this multiple of same-dtype eager's own largest error, where that is more."""
     bytes_moved: Callable[[Sample], int] | None = None
     """Least device-memory traffic of one forward+backward, for achieved bandwidth."""
     flops: Callable[[Sample], int] | None = None

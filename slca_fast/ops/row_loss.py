@@ -7,15 +7,98 @@ applied would underflow), under torch.compile (no mutation in the graph) and in 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
 from ..kernels import native, triton_runtime
+from ..kernels.row_loss.rows import Rows
 from .registry import choose_backend, late_op
+from .row_inputs import raise_for_labels
+
+Implementation = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""``f(rows, *parameters) -> (loss_B, gradient_BC)``, as ``Rows`` says."""
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """A loss over rows of logits: its name, its parameters and who computes it."""
+
+    name: str
+    parameters: str
+    """What it takes beside the rows, as a torch schema: ``"float ce_weight, float rce_weight"``."""
+    reference: Implementation
+    native: Implementation
+    load_triton: Callable[[], Implementation]
+    """Returns the Triton implementation: triton is imported at its first call."""
+    ops: dict[str, Callable[..., Any]] = field(init=False, repr=False, compare=False)
+    """The op ``slca_fast::<name>_<backend>`` of every backend, registered by its first call."""
+
+    def __post_init__(self) -> None:
+        backends = ("reference", "triton", "native")
+        ops = {backend: late_op(f"{self.name}_{backend}", partial(self._define, backend)) for backend in backends}
+        object.__setattr__(self, "ops", ops)
+
+    def __call__(
+        self,
+        logits_BC: torch.Tensor,
+        target_B: torch.Tensor,
+        scale_B: torch.Tensor,
+        *parameters: Any,
+        reduction: str,
+        backend: str,
+    ) -> torch.Tensor:
+        """The rows' losses times ``scale_B``, summed unless ``reduction`` is "none", in the dtype eager would return.
+
+        Raises ValueError when an explicit ``backend`` cannot run.
+        """
+        op = self.ops[self.choose(backend, logits_BC)]
+        loss_B, _ = op(logits_BC, target_B.long(), scale_B, *parameters, _wants_gradient_in_forward(logits_BC))
+        return _reduce(loss_B, reduction, logits_BC)
+
+    def choose(self, backend: str, logits_BC: torch.Tensor) -> str:
+        """The backend for these logits; ValueError when an explicit choice cannot be met."""
+        dtype = logits_BC.dtype
+        double = "it computes in float32; float64 logits go to the reference" if dtype == torch.float64 else None
+        half = "float16 logits go to the reference on the CPU" if dtype == torch.float16 else None
+        return choose_backend(
+            self.name,
+            backend,
+            logits_BC.device,
+            native=double or half or native.why_not(f"slca_{self.name}"),
+            triton=double or triton_runtime.why_not(logits_BC.device.type),
+        )
+
+    def _define(self, backend: str, op_name: str) -> None:
+        # Triton's interpreter takes tensors as they are; for a device the compiler should see the kernel itself.
+        visible = backend == "triton" and not triton_runtime.interpreted()
+        make_op = torch.library.triton_op if visible else torch.library.custom_op
+        rows = "Tensor logits_BC, Tensor target_B, Tensor scale_B"
+        schema = f"({rows}, {self.parameters}, bool with_gradient) -> (Tensor, Tensor)"
+        op = make_op(op_name, self._implementation(backend), mutates_args=(), schema=schema)
+        op.register_fake(_fake)
+        op.register_autograd(partial(_backward, op), setup_context=_save)
+
+    def _implementation(self, backend: str) -> Implementation:
+        """What the op of ``backend`` runs; on the CPU a label out of range raises the ValueError that names it."""
+        compute = {"reference": self.reference, "native": self.native}.get(backend) or self.load_triton()
+
+        def run(
+            logits_BC: torch.Tensor, target_B: torch.Tensor, scale_B: torch.Tensor, *rest: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            *parameters, with_gradient = rest
+            if backend == "reference" and logits_BC.device.type == "cpu":
+                raise_for_labels(self.name, logits_BC.shape[1], target_B, scale_B)
+            try:
+                return compute(Rows(logits_BC, target_B, scale_B, with_gradient), *parameters)
+            except native.NativeError:
+                raise_for_labels(self.name, logits_BC.shape[1], target_B, scale_B)
+                raise
+
+        return run
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -23,7 +106,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def wants_gradient_in_forward(logits_BC: torch.Tensor) -> bool:
+def _wants_gradient_in_forward(logits_BC: torch.Tensor) -> bool:
     """Whether the forward should write the gradient too."""
     return (
         torch.is_grad_enabled()
@@ -31,24 +114,6 @@ def wants_gradient_in_forward(logits_BC: torch.Tensor) -> bool:
         and logits_BC.dtype != torch.float16
         and not torch.compiler.is_compiling()
     )
-
-
-def define(name: str, backends: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The ops ``slca_fast::<name>_<backend>`` of every implementation, by backend, each registered by its first call.
-
-    An implementation is ``f(logits_BC, target_B, scale_B, *parameters, with_gradient) -> (loss_B, gradient_BC)``, where
-    ``gradient_BC`` is a tensor of no elements unless ``with_gradient``. Both come multiplied by ``scale_B``.
-    """
-    return {backend: late_op(f"{name}_{backend}", partial(_define, f, backend)) for backend, f in backends.items()}
-
-
-def _define(implementation: Callable[..., Any], backend: str, name: str) -> None:
-    # Triton's interpreter takes tensors as they are; for a device the compiler should see the kernel itself.
-    visible = backend == "triton" and not triton_runtime.interpreted()
-    make_op = torch.library.triton_op if visible else torch.library.custom_op
-    op = make_op(name, implementation, mutates_args=())
-    op.register_fake(_fake)
-    op.register_autograd(partial(_backward, op), setup_context=_save)
 
 
 def _fake(logits_BC: torch.Tensor, target_B: torch.Tensor, scale_B: torch.Tensor, *rest: Any) -> Any:
@@ -106,91 +171,12 @@ def _scale_rows_(gradient_BC: torch.Tensor, upstream_B: torch.Tensor) -> None:
         if not bool((upstream_B == 1).all()):
             gradient_BC.mul_(upstream_B[:, None])
     else:
-        from ..kernels.symmetric_cross_entropy.triton_kernel import scale_rows_
+        from ..kernels.row_loss.triton_kernel import scale_rows_
 
         scale_rows_(gradient_BC, upstream_B)
 
 
-def choose(name: str, backend: str, logits_BC: torch.Tensor) -> str:
-    """The backend of loss ``name`` for these logits; ValueError when an explicit choice cannot be met."""
-    dtype = logits_BC.dtype
-    double = "it computes in float32; float64 logits go to the reference" if dtype == torch.float64 else None
-    half = "float16 logits go to the reference on the CPU" if dtype == torch.float16 else None
-    return choose_backend(
-        name,
-        backend,
-        logits_BC.device,
-        native=double or half or native.why_not(f"slca_{name}"),
-        triton=double or triton_runtime.why_not(logits_BC.device.type),
-    )
-
-
-def validate(name: str, logits_BC: torch.Tensor, target_B: torch.Tensor) -> None:
-    """Raises ValueError unless logits are floating [B, C >= 1] and targets integer [B] on the same device."""
-    _require_tensor(name, "logits", logits_BC)
-    _require_tensor(name, "targets", target_B)
-    if logits_BC.dim() != 2 or logits_BC.shape[1] == 0:
-        raise ValueError(f"{name}: logits must be [B, C] with C >= 1, got shape {list(logits_BC.shape)}")
-    if logits_BC.dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise ValueError(f"{name}: logits must be float16, bfloat16, float32 or float64, got {logits_BC.dtype}")
-    if target_B.dim() != 1 or target_B.shape[0] != logits_BC.shape[0]:
-        raise ValueError(
-            f"{name}: targets must be [{logits_BC.shape[0]}] for logits {list(logits_BC.shape)}, "
-            f"got shape {list(target_B.shape)}"
-        )
-    if target_B.dtype.is_floating_point or target_B.dtype.is_complex or target_B.dtype == torch.bool:
-        raise ValueError(f"{name}: targets must be integers, got {target_B.dtype}")
-    if target_B.device != logits_BC.device:
-        raise ValueError(f"{name}: logits are on {logits_BC.device}, targets on {target_B.device}")
-
-
-def _require_tensor(name: str, argument: str, value: Any) -> None:
-    if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name}: {argument} must be a tensor, got {type(value).__name__}; pass torch.as_tensor(it)")
-
-
-def validate_weight(name: str, row_weight_B: torch.Tensor, logits_BC: torch.Tensor) -> None:
-    """Raises ValueError unless the row weights are a floating constant [B] on the logits' device."""
-    _require_tensor(name, "row_weight_B", row_weight_B)
-    if row_weight_B.shape != logits_BC.shape[:1]:
-        raise ValueError(f"{name}: row_weight_B must be [{logits_BC.shape[0]}], got shape {list(row_weight_B.shape)}")
-    if not row_weight_B.dtype.is_floating_point:
-        raise ValueError(f"{name}: row_weight_B must be floating point, got {row_weight_B.dtype}")
-    if row_weight_B.device != logits_BC.device:
-        raise ValueError(f"{name}: logits are on {logits_BC.device}, row_weight_B on {row_weight_B.device}")
-    if row_weight_B.requires_grad:
-        raise ValueError(f"{name}: row_weight_B gets no gradient; pass row_weight_B.detach()")
-
-
-def check_values(name: str, logits_BC: torch.Tensor, target_B: torch.Tensor, scale_B: torch.Tensor) -> None:
-    """Raises ValueError for a label out of range or a NaN logit in a row that counts; reads the device."""
-    raise_for_labels(name, logits_BC.shape[1], target_B, scale_B)
-    nan_B = logits_BC.detach().isnan().any(dim=1) & (scale_B != 0)
-    if bool(nan_B.any()):
-        raise ValueError(f"{name}: logits of row {int(nan_B.nonzero()[0])} are NaN")
-
-
-def raise_for_labels(name: str, num_classes: int, target_B: torch.Tensor, scale_B: torch.Tensor) -> None:
-    """Raises ValueError for a label outside [0, C) in a row that counts (scale neither 0 nor NaN); reads the device."""
-    bad_B = ((target_B < 0) | (target_B >= num_classes)) & (scale_B != 0) & (scale_B == scale_B)
-    if bool(bad_B.any()):
-        row = int(bad_B.nonzero()[0])
-        raise ValueError(f"{name}: label {int(target_B[row])} of row {row} is outside [0, {num_classes})")
-
-
-@contextlib.contextmanager
-def naming_the_label(
-    name: str, logits_BC: torch.Tensor, target_B: torch.Tensor, scale_B: torch.Tensor
-) -> Iterator[None]:
-    """Turns the native library's "a label is out of range" into the ValueError that names it."""
-    try:
-        yield
-    except native.NativeError:
-        raise_for_labels(name, logits_BC.shape[1], target_B, scale_B)
-        raise
-
-
-def reduce(loss_B: torch.Tensor, reduction: str, logits_BC: torch.Tensor) -> torch.Tensor:
+def _reduce(loss_B: torch.Tensor, reduction: str, logits_BC: torch.Tensor) -> torch.Tensor:
     """``loss_B`` summed unless ``reduction`` is "none", in the dtype eager torch would return."""
     result = loss_B if reduction == "none" else loss_B.sum()
     if reduction == "mean" and logits_BC.shape[0] == 0:

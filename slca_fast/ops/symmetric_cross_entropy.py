@@ -6,13 +6,30 @@ from collections.abc import Iterator
 
 import torch
 
+from ..kernels.symmetric_cross_entropy.error_bound import symmetric_cross_entropy_error_bound
 from ..kernels.symmetric_cross_entropy.native_kernel import symmetric_cross_entropy_native
 from ..kernels.symmetric_cross_entropy.reference import (
     symmetric_cross_entropy_reference,
     symmetric_cross_entropy_rows,
 )
-from . import row_loss
+from . import row_inputs
 from .registry import OpSpec, Sample, register
+from .row_loss import Implementation, RowLoss, accumulate_dtype
+
+
+def _triton() -> Implementation:
+    from ..kernels.symmetric_cross_entropy.triton_kernel import symmetric_cross_entropy_triton
+
+    return symmetric_cross_entropy_triton
+
+
+_LOSS = RowLoss(
+    name="symmetric_cross_entropy",
+    parameters="float ce_weight, float rce_weight",
+    reference=symmetric_cross_entropy_rows,
+    native=symmetric_cross_entropy_native,
+    load_triton=_triton,
+)
 
 
 def symmetric_cross_entropy(
@@ -39,65 +56,18 @@ def symmetric_cross_entropy(
     synchronisation, also for labels out of range and for NaN logits. Without it a label out of range raises on the CPU
     and gives NaN on other devices.
     """
-    row_loss.validate("symmetric_cross_entropy", logits_BC, target_B)
+    row_inputs.validate(_LOSS.name, logits_BC, target_B)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"symmetric_cross_entropy: reduction must be mean, sum or none, got {reduction!r}")
-    dtype = row_loss.accumulate_dtype(logits_BC.dtype)
+    dtype = accumulate_dtype(logits_BC.dtype)
     weight_B = (target_B != ignore_index).to(dtype)
     if row_weight_B is not None:
-        row_loss.validate_weight("symmetric_cross_entropy", row_weight_B, logits_BC)
+        row_inputs.validate_weight(_LOSS.name, row_weight_B, logits_BC)
         weight_B = weight_B * row_weight_B.to(dtype)
     if check:
-        row_loss.check_values("symmetric_cross_entropy", logits_BC, target_B, weight_B)
-    chosen = row_loss.choose("symmetric_cross_entropy", backend, logits_BC)
+        row_inputs.check_values(_LOSS.name, logits_BC, target_B, weight_B)
     scale_B = weight_B / weight_B.sum() if reduction == "mean" else weight_B
-    with_gradient = row_loss.wants_gradient_in_forward(logits_BC)
-    loss_B, _ = _OPS[chosen](logits_BC, target_B.long(), scale_B, ce_weight, rce_weight, with_gradient)
-    return row_loss.reduce(loss_B, reduction, logits_BC)
-
-
-def _reference(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    ce_weight: float,
-    rce_weight: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if logits_BC.device.type == "cpu":
-        row_loss.raise_for_labels("symmetric_cross_entropy", logits_BC.shape[1], target_B, scale_B)
-    loss_B, gradient_BC = symmetric_cross_entropy_rows(
-        logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient
-    )
-    return loss_B, logits_BC.new_empty(0) if gradient_BC is None else gradient_BC.contiguous()
-
-
-def _triton(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    ce_weight: float,
-    rce_weight: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from ..kernels.symmetric_cross_entropy.triton_kernel import symmetric_cross_entropy_triton
-
-    return symmetric_cross_entropy_triton(logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient)
-
-
-def _native(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    ce_weight: float,
-    rce_weight: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with row_loss.naming_the_label("symmetric_cross_entropy", logits_BC, target_B, scale_B):
-        return symmetric_cross_entropy_native(logits_BC, target_B, scale_B, ce_weight, rce_weight, with_gradient)
-
-
-_OPS = row_loss.define("symmetric_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native})
+    return _LOSS(logits_BC, target_B, scale_B, ce_weight, rce_weight, reduction=reduction, backend=backend)
 
 
 def _logits(num_rows: int, num_classes: int, device: torch.device, dtype: torch.dtype, spread: float) -> torch.Tensor:
@@ -143,6 +113,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
+        error_bound=symmetric_cross_entropy_error_bound,
         bytes_moved=lambda sample: 2 * sample.args[0].numel() * sample.args[0].element_size(),
     )
 )

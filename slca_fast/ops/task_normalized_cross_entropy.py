@@ -6,13 +6,30 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from ..kernels.task_normalized_cross_entropy.error_bound import task_normalized_cross_entropy_error_bound
 from ..kernels.task_normalized_cross_entropy.native_kernel import task_normalized_cross_entropy_native
 from ..kernels.task_normalized_cross_entropy.reference import (
     task_normalized_cross_entropy_reference,
     task_normalized_cross_entropy_rows,
 )
-from . import row_loss
+from . import row_inputs
 from .registry import OpSpec, Sample, register
+from .row_loss import Implementation, RowLoss, accumulate_dtype
+
+
+def _triton() -> Implementation:
+    from ..kernels.task_normalized_cross_entropy.triton_kernel import task_normalized_cross_entropy_triton
+
+    return task_normalized_cross_entropy_triton
+
+
+_LOSS = RowLoss(
+    name="task_normalized_cross_entropy",
+    parameters="SymInt[] task_sizes, float temperature",
+    reference=task_normalized_cross_entropy_rows,
+    native=task_normalized_cross_entropy_native,
+    load_triton=_triton,
+)
 
 
 def task_normalized_cross_entropy(
@@ -34,7 +51,7 @@ def task_normalized_cross_entropy(
     synchronisation, also for labels out of range and for NaN logits. Without it a label out of range raises on the CPU
     and gives NaN on other devices.
     """
-    row_loss.validate("task_normalized_cross_entropy", logits_BC, target_B)
+    row_inputs.validate(_LOSS.name, logits_BC, target_B)
     sizes = [int(size) for size in task_sizes]
     if not sizes or min(sizes) < 1 or sum(sizes) != logits_BC.shape[1]:
         raise ValueError(
@@ -43,14 +60,10 @@ def task_normalized_cross_entropy(
         )
     if not temperature > 0:
         raise ValueError(f"task_normalized_cross_entropy: temperature must be positive, got {temperature}")
-    num_rows = logits_BC.shape[0]
-    scale_B = logits_BC.new_full((num_rows,), 1.0 / max(num_rows, 1), dtype=row_loss.accumulate_dtype(logits_BC.dtype))
+    scale_B = _mean_scale(logits_BC)
     if check:
-        row_loss.check_values("task_normalized_cross_entropy", logits_BC, target_B, scale_B)
-    chosen = row_loss.choose("task_normalized_cross_entropy", backend, logits_BC)
-    with_gradient = row_loss.wants_gradient_in_forward(logits_BC)
-    loss_B, _ = _OPS[chosen](logits_BC, target_B.long(), scale_B, sizes, float(temperature), with_gradient)
-    return row_loss.reduce(loss_B, "mean", logits_BC)
+        row_inputs.check_values(_LOSS.name, logits_BC, target_B, scale_B)
+    return _LOSS(logits_BC, target_B, scale_B, sizes, float(temperature), reduction="mean", backend=backend)
 
 
 def task_normalized_cross_entropy_gradient(
@@ -64,57 +77,14 @@ def task_normalized_cross_entropy_gradient(
 
     Arguments as ``task_normalized_cross_entropy``, taken on trust: C and the labels are not checked on the device.
     """
-    num_rows = logits_BC.shape[0]
-    scale_B = logits_BC.new_full((num_rows,), 1.0 / max(num_rows, 1), dtype=row_loss.accumulate_dtype(logits_BC.dtype))
-    chosen = row_loss.choose("task_normalized_cross_entropy", backend, logits_BC)
-    loss_B, gradient_BC = _OPS[chosen](logits_BC, target_B, scale_B, list(task_sizes), float(temperature), True)
+    op = _LOSS.ops[_LOSS.choose(backend, logits_BC)]
+    loss_B, gradient_BC = op(logits_BC, target_B, _mean_scale(logits_BC), list(task_sizes), float(temperature), True)
     return loss_B.sum(), gradient_BC
 
 
-def _reference(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    task_sizes: Sequence[int],
-    temperature: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if logits_BC.device.type == "cpu":
-        row_loss.raise_for_labels("task_normalized_cross_entropy", logits_BC.shape[1], target_B, scale_B)
-    loss_B, gradient_BC = task_normalized_cross_entropy_rows(
-        logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient
-    )
-    return loss_B, logits_BC.new_empty(0) if gradient_BC is None else gradient_BC.contiguous()
-
-
-def _triton(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    task_sizes: Sequence[int],
-    temperature: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    from ..kernels.task_normalized_cross_entropy.triton_kernel import task_normalized_cross_entropy_triton
-
-    return task_normalized_cross_entropy_triton(logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient)
-
-
-def _native(
-    logits_BC: torch.Tensor,
-    target_B: torch.Tensor,
-    scale_B: torch.Tensor,
-    task_sizes: Sequence[int],
-    temperature: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    with row_loss.naming_the_label("task_normalized_cross_entropy", logits_BC, target_B, scale_B):
-        return task_normalized_cross_entropy_native(
-            logits_BC, target_B, scale_B, task_sizes, temperature, with_gradient
-        )
-
-
-_OPS = row_loss.define("task_normalized_cross_entropy", {"reference": _reference, "triton": _triton, "native": _native})
+def _mean_scale(logits_BC: torch.Tensor) -> torch.Tensor:
+    num_rows = logits_BC.shape[0]
+    return logits_BC.new_full((num_rows,), 1.0 / max(num_rows, 1), dtype=accumulate_dtype(logits_BC.dtype))
 
 
 def _sample(sizes: Sequence[int], num_rows: int, device: torch.device, dtype: torch.dtype) -> tuple:
@@ -147,6 +117,7 @@ register(
         backends={"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
         samples=_samples,
         benchmark_samples=_benchmark_samples,
+        error_bound=task_normalized_cross_entropy_error_bound,
         bytes_moved=lambda sample: 2 * sample.args[0].numel() * sample.args[0].element_size(),
     )
 )

@@ -103,6 +103,9 @@ class RunFolder:
         self._lock.write(str(os.getpid()))
         self._lock.flush()
         self.checkpoints.mkdir(exist_ok=True)
+        # What a killed process was replacing; this folder has no other writer now.
+        for left in (*path.glob(".*.new"), *self.checkpoints.glob(".*.new")):
+            left.unlink(missing_ok=True)
         self._num_logged = 0
         self._metrics = files.Log(path / METRICS)
 

@@ -18,7 +18,8 @@ from helpers import TINY_ARGS, slca_fast, write_images
 from slca_fast.cli import main
 from slca_fast.cli.config_args import load_source, parse_overrides
 from slca_fast.config_file import config_from_dict, config_to_dict, config_to_yaml
-from slca_fast.methods.presets import DATASETS, METHODS, PRESETS, method_of_config
+from slca_fast.methods.presets import DATASETS, METHODS, PRESETS
+from slca_fast.runs.old_runs import with_method
 
 
 @pytest.fixture
@@ -174,7 +175,11 @@ def test_arguments_of_the_model_are_changed_one_by_one_or_replaced_as_the_help_s
 def test_every_method_is_told_by_its_configuration() -> None:
     for name, make in PRESETS.items():
         words = ["slcapp"] if name == "demo" else [word for word in name.split("-") if word in METHODS]
-        assert method_of_config(make()) == words[0], name
+        assert make().method == words[0], name
+        config = config_to_dict(make())
+        del config["method"], config["method_settings"]
+        # What a run of a version without the key is taken for.
+        assert with_method(config)["method"] == ("slcapp" if words[0] == "ncm" else words[0]), name
 
 
 @pytest.mark.slow

@@ -61,7 +61,9 @@ try:
 except ValueError as error:
     print(error)
 """
-    assert "/nowhere" in run_python(script, SLCA_FAST_NATIVE_LIBRARY="/nowhere/libslca_native.so")
+    assert "/nowhere" in run_python(
+        script, SLCA_FAST_NATIVE_LIBRARY="/nowhere/libslca_native.so", SLCA_FAST_NO_NATIVE=""
+    )
 
 
 @needs_library
@@ -72,6 +74,34 @@ def test_a_library_of_another_version_is_refused(monkeypatch):
         assert not native.available() and "interface version" in native.why_not()
     finally:
         native._load.cache_clear()
+
+
+@needs_library
+def test_a_library_held_to_an_instruction_set_goes_no_higher():
+    script = """
+from slca_fast.kernels import native
+print(native.isa(), native.set_isa("avx512bf16"), native.isa())
+"""
+    assert run_python(script, SLCA_FAST_NATIVE_ISA="generic").split() == ["generic"] * 3
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("name", "reason"), [("avx2048", "beyond this processor"), ("AVX2", "no instruction set: set it to one of generic")]
+)
+def test_an_instruction_set_that_cannot_be_is_refused_aloud(monkeypatch, name, reason):
+    monkeypatch.setattr(native, "ISA_NAMES", (*native.ISA_NAMES, "avx2048"))
+    monkeypatch.setenv("SLCA_FAST_NATIVE_ISA", name)
+    caches = (native._load, native.held_isa)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=reason):
+            assert not native.available()
+        assert reason in native.why_not()
+    finally:
+        for cached in caches:
+            cached.cache_clear()
 
 
 @needs_library
@@ -169,7 +199,7 @@ def test_wheel_builds_with_and_without_a_compiler(tmp_path, compiler):
     source = tmp_path / "source"
     made_here = (".git", ".venv", "build", "runs", "_native", "*.egg-info", "__pycache__", ".hypothesis")
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*made_here))
-    environment = os.environ | ({"CXX": "/bin/false"} if compiler == "fails" else {})
+    environment = os.environ | {"SLCA_FAST_NO_NATIVE": ""} | ({"CXX": "/bin/false"} if compiler == "fails" else {})
     build = [sys.executable, "-m", "pip", "wheel", str(source), "--no-build-isolation", "--no-deps", "-q"]
     subprocess.run([*build, "-w", str(tmp_path)], check=True, env=environment, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

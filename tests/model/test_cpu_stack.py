@@ -1,22 +1,19 @@
-"""The native blocks against timm's own in float64: values, every gradient, and no gradient that nobody asked for."""
+"""Stacks of fused and composed blocks against timm's own in float64: values, every gradient, and none unasked for."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import statistics
 
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from slca_fast.benchmark.stages import gflop_of
 from slca_fast.kernels import native
-from slca_fast.kernels.vit_block import fused, passes
+from slca_fast.kernels.vit_block import passes
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.build import freeze_backbone
 from slca_fast.model.class_token import set_attention
@@ -52,16 +49,6 @@ def results(blocks: nn.Sequential, run, tokens: Tensor, seed: int = 1) -> dict[s
     out.backward(torch.randn(out.shape, dtype=torch.float64).to(out.dtype))
     gradients = {name: p.grad for name, p in blocks.named_parameters() if p.grad is not None}
     return {"out": out.detach(), "tokens": tokens.grad, **gradients}
-
-
-@pytest.fixture(params=native.ISA_NAMES)
-def isa(request):
-    before = native.isa()
-    if native.set_isa(request.param) != request.param:
-        native.set_isa(before)
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    native.set_isa(before)
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -122,7 +109,7 @@ def test_only_what_learns_gets_a_gradient(products, trainable: str) -> None:
         assert distance(ours[name], truth[name]) < 3e-6, name
 
 
-def test_a_model_runs_its_blocks_natively_and_its_features_stay_the_same() -> None:
+def test_a_model_runs_its_stack_natively_and_its_features_stay_the_same() -> None:
     vit = make()
     images = torch.randn(4, 3, 16, 16)
     truth = copy.deepcopy(vit).double()(images.double())
@@ -192,7 +179,7 @@ def test_the_first_token_and_every_gradient_are_timms_in_float64(products, shape
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 3e-6), (torch.bfloat16, 3e-2)], ids=str)
 @pytest.mark.parametrize("heads, dim, mlp_ratio", [(1, 2, 1), (2, 10, 3), (3, 48, 2), (5, 32, 4)])
-def test_native_products_at_odd_sizes_on_every_instruction_set(isa, dtype, tolerance, heads, dim, mlp_ratio) -> None:
+def test_fused_blocks_at_odd_sizes_on_every_instruction_set(isa, dtype, tolerance, heads, dim, mlp_ratio) -> None:
     blocks = make(embed_dim=heads * dim, num_heads=heads, mlp_ratio=mlp_ratio, depth=2).blocks
     for parameter in blocks.parameters():
         parameter.data *= 0.3
@@ -204,7 +191,7 @@ def test_native_products_at_odd_sizes_on_every_instruction_set(isa, dtype, toler
             assert distance(ours[name], truth[name]) < tolerance, name
 
 
-def test_nothing_of_the_native_products_depends_on_the_number_of_threads() -> None:
+def test_nothing_of_fused_blocks_depends_on_the_number_of_threads() -> None:
     blocks, tokens = make(("qkv",), embed_dim=48).blocks, torch.randn(23, 17, 48)
     before = torch.get_num_threads()
     try:
@@ -220,21 +207,10 @@ def test_nothing_of_the_native_products_depends_on_the_number_of_threads() -> No
         torch.set_num_threads(before)
 
 
-def test_native_products_count_as_torch_counts_its_own() -> None:
+def test_fused_blocks_count_their_products_as_torch_counts_its_own() -> None:
     blocks, tokens = make().blocks, torch.randn(3, 17, 24)
     gflop = [gflop_of(lambda p=p: results(blocks, NativeBlocks(torch.float32, p), tokens)) for p in ("native", "torch")]
     assert gflop[0] == gflop[1] > 0
-
-
-@pytest.mark.parametrize("dtype", passes.DTYPES, ids=str)
-@pytest.mark.parametrize("rows, a, b", [(1, 1, 1), (3, 5, 50), (257, 17, 48), (700, 100, 33)])
-def test_products_summed_over_rows(isa, dtype, rows, a, b) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    left, right = (torch.randn(rows, width, generator=generator).to(dtype) for width in (a, b))
-    truth = left.double().T @ right.double()
-    found = fused.outer(left, right)
-    assert distance(found, truth) < 1e-6
-    assert distance(fused.outer(left, right, found), 2 * truth) < 1e-6
 
 
 def test_why_torch_multiplies(monkeypatch) -> None:
@@ -332,102 +308,3 @@ def test_kept_weights_serve_until_the_end_of_the_block_and_no_longer(products) -
     with torch.no_grad():
         blocks[1].attn.qkv.lora_B.add_(1)
     assert not torch.equal(run(blocks, tokens), before)
-
-
-def test_nothing_depends_on_the_number_of_threads_but_the_products() -> None:
-    x, y = torch.randn(203, 40), torch.randn(203, 40).bfloat16()
-    gamma, beta = torch.randn(40), torch.randn(40)
-
-    def everything(num_threads: int) -> list[Tensor]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(num_threads)
-        try:
-            s, h, mean, inv_std = passes.residual_norm(x, y, beta, gamma, beta, 1e-6, torch.bfloat16)
-            grads = passes.residual_norm_backward(h, s, mean, inv_std, gamma, x.clone())
-            value, slope = passes.gelu(y.clone(), beta, with_slope=True)
-            heads = passes.split_heads(y[:200].repeat(1, 3), None, 8, 3, 5)
-            return [s, h, *grads, value, *passes.gelu_backward(h.clone(), slope), *passes.merge_heads(heads, 8, True)]
-        finally:
-            torch.set_num_threads(before)
-
-    for one, three in zip(everything(1), everything(3)):
-        assert torch.equal(one, three)
-
-
-# In bfloat16 the storage rounds by 2^-9; float32 arithmetic may lose a few last bits.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
-
-
-@pytest.mark.parametrize("dtype", passes.DTYPES, ids=str)
-def test_gelu_and_its_slope_everywhere(isa, dtype) -> None:
-    x = torch.cat([torch.linspace(-12, 12, 4801), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 90.0, -90.0, 3e4])]).to(dtype)
-    value, slope = passes.gelu(x.clone()[None], torch.zeros(len(x)), with_slope=True)
-    z = x.double()
-    below = torch.tensor([0.5 * math.erfc(-v / math.sqrt(2)) for v in z.tolist()], dtype=torch.float64)
-    bell = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    torch.testing.assert_close(value[0].double(), z * below, rtol=TOLERANCE[dtype], atol=1e-12)
-    # Where the slope crosses 0 (near -0.75) only its absolute error means something.
-    torch.testing.assert_close(slope[0].double(), below + z * bell, rtol=TOLERANCE[dtype], atol=1e-6)
-    assert passes.gelu(torch.tensor([[float("nan")]]).to(dtype), torch.zeros(1), False)[0].isnan().all()
-
-
-@pytest.mark.parametrize("dtype", passes.DTYPES, ids=str)
-@settings(deadline=None, max_examples=25)
-@given(rows=st.integers(1, 40), width=st.integers(1, 70), size=st.sampled_from([0.01, 1.0, 100.0]), long=st.booleans())
-def test_softmax_and_its_gradient(dtype, rows, width, size, long) -> None:
-    generator = torch.Generator().manual_seed(rows * 100 + width)
-    width += 1500 * long
-    scores = (torch.randn(rows, width, generator=generator) * size).to(dtype)
-    truth = (0.125 * scores.double()).softmax(-1)
-    ours = passes.softmax_(scores.clone(), 0.125)
-    torch.testing.assert_close(ours.double(), truth, rtol=5 * TOLERANCE[dtype], atol=1e-7)
-    upstream = torch.randn(rows, width, generator=generator).to(dtype)
-    p, g = ours.double(), upstream.double()
-    expected = 0.125 * p * (g - (g * p).sum(-1, keepdim=True))
-    found = passes.softmax_backward_(upstream.clone(), ours, 0.125)
-    torch.testing.assert_close(found.double(), expected, rtol=5 * TOLERANCE[dtype], atol=2e-7)
-
-
-def test_softmax_brings_nan_through() -> None:
-    scores = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 1.0, 2.0]])
-    ours = passes.softmax_(scores, 1.0)
-    assert ours[0].isnan().all() and ours[1].isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", passes.DTYPES, ids=str)
-@pytest.mark.parametrize("rows, width", [(1, 1), (3, 7), (33, 24), (50, 100)])
-def test_norm_of_a_sum_and_its_gradients(isa, dtype, rows, width) -> None:
-    generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, width, generator=generator) + 3
-    x[0] = 0.5  # a constant row has no spread
-    y, upstream = (torch.randn(rows, width, generator=generator).to(dtype) for _ in range(2))
-    y[0] = 0
-    bias, gamma, beta = torch.zeros(width), *(torch.randn(width, generator=generator) for _ in range(2))
-    s, h, mean, inv_std = passes.residual_norm(x, y, bias, gamma, beta, 1e-5, dtype)
-    leaf = (x.double() + y.double()).requires_grad_(True)
-    g64, b64 = gamma.double().requires_grad_(True), beta.double().requires_grad_(True)
-    truth = torch.nn.functional.layer_norm(leaf, (width,), g64, b64, 1e-5)
-    torch.testing.assert_close(s.double(), leaf.detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(h.double(), truth.detach(), rtol=2 * TOLERANCE[dtype], atol=2e-5)
-    truth.backward(upstream.double())
-    other = torch.randn(rows, width, generator=generator)
-    grad, rounded, sums = passes.residual_norm_backward(upstream, s, mean, inv_std, gamma, other.clone())
-    expected = leaf.grad + other.double()
-    torch.testing.assert_close(grad.double(), expected, rtol=1e-5, atol=1e-3 if width == 1 else 3e-5)
-    assert torch.equal(rounded, grad.to(dtype))
-    for found, wanted in zip(sums, (g64.grad, b64.grad, expected.sum(0))):
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-3 if width == 1 else 1e-4)
-
-
-@pytest.mark.parametrize("dtype", passes.DTYPES, ids=str)
-@pytest.mark.parametrize("images, tokens, parts, heads, dim", [(1, 1, 3, 1, 1), (3, 5, 3, 2, 7), (20, 4, 1, 3, 16)])
-def test_heads_are_split_and_merged(isa, dtype, images, tokens, parts, heads, dim) -> None:
-    x = torch.randn(images * tokens, parts * heads * dim).to(dtype)
-    bias = torch.randn(parts * heads * dim)
-    split = passes.split_heads(x, bias, images, parts, heads)
-    shifted = (x.float() + bias).to(dtype)
-    expected = shifted.view(images, tokens, parts, heads, dim).permute(2, 0, 3, 1, 4)
-    assert torch.equal(split, expected.reshape(parts, images * heads, tokens, dim))
-    merged, sums = passes.merge_heads(split, images, with_sum=True)
-    assert torch.equal(merged, shifted)
-    torch.testing.assert_close(sums.double(), shifted.double().sum(0), rtol=1e-5, atol=1e-5)

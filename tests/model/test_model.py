@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import timm
@@ -13,7 +15,14 @@ from slca_fast.config import LoraConfig, ModelConfig
 from slca_fast.errors import UserError
 from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
-from slca_fast.model.lora import LoraLinear, apply_lora, lora_layers, merge_lora, top_right_singular_vectors
+from slca_fast.model.lora import (
+    LoraLinear,
+    apply_lora,
+    lora_layers,
+    merge_lora,
+    merged_state,
+    top_right_singular_vectors,
+)
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -228,6 +237,19 @@ def test_merging_keeps_who_learns_the_mode_and_a_root_that_is_itself_a_lora_laye
     assert merged.bias is not layer.bias
     vit = merge_lora(apply_lora(plain_vit().eval().requires_grad_(False)))
     assert not any(p.requires_grad for p in vit.parameters()) and not any(m.training for m in vit.modules())
+
+
+@pytest.mark.parametrize("as_root", [False, True])
+def test_the_merged_state_is_that_of_the_merged_model_and_leaves_the_model_alone(as_root: bool) -> None:
+    model = LoraLinear(nn.Linear(6, 5), 2, 0.7) if as_root else apply_lora(plain_vit(), targets=("qkv", "fc2"))
+    for _, layer in lora_layers(model):
+        nn.init.normal_(layer.lora_B, std=0.1)
+    before = copy.deepcopy(model.state_dict())
+    state, expected = merged_state(model), merge_lora(copy.deepcopy(model)).state_dict()
+    assert list(state) == list(expected) and all(torch.equal(state[name], expected[name]) for name in expected)
+    assert not any(tensor.requires_grad for tensor in state.values())
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_lora_takes_one_target_by_name_and_refuses_to_be_applied_twice() -> None:

@@ -7,8 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from op_contract import usable_backends
 
 from slca_fast.ops.registry import REGISTRY
@@ -73,29 +71,6 @@ def test_float32_gradient_with_active_clamps(backend):
     (expected,) = torch.autograd.grad(symmetric_cross_entropy(double_BC, target_B, 0.5, 0.5), double_BC)
     (ours,) = torch.autograd.grad(symmetric_cross_entropy(logits_BC, target_B, 0.5, 0.5, backend=backend), logits_BC)
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=3e-7)
-
-
-@over_backends
-@settings(max_examples=25, deadline=None)
-@given(
-    num_rows=st.integers(0, 5),
-    num_classes=st.integers(1, 300),
-    spread=st.floats(0.01, 30),
-    seed=st.integers(0, 1000),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-)
-def test_any_shape(backend, num_rows, num_classes, spread, seed, dtype):
-    generator = torch.Generator().manual_seed(seed)
-    logits_BC = (torch.randn(num_rows, num_classes, generator=generator) * spread).to(dtype).requires_grad_()
-    target_B = torch.randint(num_classes, (num_rows,), generator=generator)
-    double_BC = logits_BC.detach().double().requires_grad_()
-    losses, gradients = [], []
-    for z, name in ((logits_BC, backend), (double_BC, "reference")):
-        losses.append(symmetric_cross_entropy(z, target_B, 1.0, 0.1, "sum", name))
-        gradients.append(torch.autograd.grad(losses[-1], z)[0].double())
-    rounding = torch.finfo(dtype).eps
-    torch.testing.assert_close(losses[0].double(), losses[1], rtol=max(2 * rounding, 3e-6), atol=1e-5)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=2 * rounding, atol=max(rounding / 8, 2e-6))
 
 
 @over_backends

@@ -1,11 +1,6 @@
 // Both losses against sums written out in double precision, on every instruction set, with labels at the edges.
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <vector>
+#include "checks.h"
 
-extern "C" int slca_isa();
-extern "C" int slca_set_isa(int);
 extern "C" int slca_symmetric_cross_entropy(const void*, int64_t, int, const int64_t*, const float*, float*, void*,
                                             int64_t, int64_t, float, float, float, int);
 extern "C" int slca_task_normalized_cross_entropy(const void*, int64_t, int, const int64_t*, const float*,
@@ -13,14 +8,6 @@ extern "C" int slca_task_normalized_cross_entropy(const void*, int64_t, int, con
                                                   double, int);
 
 namespace {
-
-int failures = 0;
-
-void expect_close(double ours, double expected, double tolerance, const char* what) {
-  if (std::fabs(ours - expected) <= tolerance * (1.0 + std::fabs(expected))) return;
-  std::printf("%s: %.9g instead of %.9g\n", what, ours, expected);
-  ++failures;
-}
 
 double symmetric(const float* z, int64_t n, int64_t label, double a, double reverse) {
   double largest = -INFINITY, total = 0.0, loss = 0.0;
@@ -43,12 +30,8 @@ double normalized(const float* z, int64_t n, int64_t label, int64_t first, doubl
 
 void check(int64_t num_classes, float spread) {
   const int64_t num_rows = 3, stride = num_classes + 5;
-  std::vector<float> logits(num_rows * stride), gradient(num_rows * num_classes), loss(num_rows);
-  uint32_t state = 12345u + static_cast<uint32_t>(num_classes);
-  for (float& z : logits) {
-    state = state * 1664525u + 1013904223u;
-    z = (static_cast<float>(state >> 8) / (1 << 24) - 0.5f) * spread;
-  }
+  const auto logits = numbers(num_rows * stride, static_cast<uint32_t>(num_classes), spread);
+  std::vector<float> gradient(num_rows * num_classes), loss(num_rows);
   const std::vector<int64_t> target{0, num_classes - 1, num_classes / 2};
   const std::vector<float> scale{1.0f, 0.5f, 0.0f};
   const int status = slca_symmetric_cross_entropy(logits.data(), stride, 0, target.data(), scale.data(), loss.data(),

@@ -1,57 +1,17 @@
-// A whole transformer block at odd sizes, on every instruction set, against one written out in double: its output, and
-// the change of the output that its gradient foretells.
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <vector>
-
+// A fused block at odd sizes, on every instruction set, against one written out in double: its output, and the change
+// of the output that its gradient foretells.
 #include "../vit_fused_block.h"
+#include "checks.h"
 
-extern "C" int slca_isa();
-extern "C" int slca_set_isa(int);
 extern "C" int slca_packed_size(int, int64_t, int64_t, int64_t*);
 extern "C" int slca_pack_weight(int, const void*, int64_t, int64_t, int, int32_t*);
-extern "C" int slca_vit_block_forward(int, const SlcaBlock*, const float*, const void*, const float*, float*, void*);
-extern "C" int slca_vit_block_backward(int, const SlcaBlock*, float*, const void*, void*, void*, void*, float*, void*,
-                                       float*);
+extern "C" int slca_fused_block_forward(int, const SlcaFusedBlock*, const float*, const void*, const float*, float*,
+                                        void*);
+extern "C" int slca_fused_block_backward(int, const SlcaFusedBlock*, float*, const void*, void*, void*, void*, float*,
+                                         void*, float*);
 extern "C" int slca_outer(int, const void*, int64_t, const void*, int64_t, int64_t, int, float*, int);
 
 namespace {
-
-int failures = 0;
-
-void expect_close(double ours, double expected, double tolerance, const char* what) {
-  if (std::fabs(ours - expected) <= tolerance * (1.0 + std::fabs(expected))) return;
-  std::printf("%s: %.9g instead of %.9g\n", what, ours, expected);
-  ++failures;
-}
-
-std::vector<float> numbers(int64_t n, uint32_t seed, float size) {
-  std::vector<float> x(n);
-  uint32_t state = seed * 2654435761u + 1u;
-  for (float& v : x) {
-    state = state * 1664525u + 1013904223u;
-    v = (static_cast<float>(state >> 8) / (1 << 24) - 0.5f) * size;
-  }
-  return x;
-}
-
-std::vector<uint16_t> narrow(const std::vector<float>& x) {
-  std::vector<uint16_t> y;
-  for (float v : x) {
-    uint32_t u;
-    __builtin_memcpy(&u, &v, 4);
-    y.push_back(static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16));
-  }
-  return y;
-}
-
-double widen(uint16_t v) {
-  const uint32_t u = static_cast<uint32_t>(v) << 16;
-  float f;
-  __builtin_memcpy(&f, &u, 4);
-  return f;
-}
 
 struct Sizes {
   int64_t images, tokens, queries, heads, dim, hidden;
@@ -155,7 +115,7 @@ void check_block(const Sizes& s, double tolerance) {
   const int64_t d = s.width(), f = s.hidden, rows = s.images * s.tokens, late = s.images * s.queries;
   const int64_t stride = sizeof(T) == 2 ? (s.tokens + 1) / 2 * 2 : s.tokens;
   const Parameters p(s);
-  SlcaBlock b{};
+  SlcaFusedBlock b{};
   b.images = s.images, b.tokens = s.tokens, b.queries = s.queries, b.heads = s.heads, b.dim = s.dim, b.hidden = f;
   b.group = 2, b.num_threads = 2, b.eps1 = b.eps2 = 1e-5f;
   const auto qkv = packed<T>(p.qkv, 3 * d, d, false), proj = packed<T>(p.proj, d, d, false),
@@ -170,7 +130,7 @@ void check_block(const Sizes& s, double tolerance) {
   const auto x = numbers(rows * d, 12, 4);
   std::vector<float> out(late * d), again(late * d);
   std::vector<T> y(late * d), y_again(late * d);
-  slca_vit_block_forward(Numbers<T>::kIsBf16, &b, x.data(), nullptr, nullptr, out.data(), y.data());
+  slca_fused_block_forward(Numbers<T>::kIsBf16, &b, x.data(), nullptr, nullptr, out.data(), y.data());
 
   std::vector<float> sum1(rows * d), mean1(rows), std1(rows), mean2(late), std2(late);
   std::vector<T> hidden1(rows * d), qkv_out(rows * 3 * d), probabilities(late * s.heads * stride), context(late * d),
@@ -179,7 +139,7 @@ void check_block(const Sizes& s, double tolerance) {
   b.qkv_out = qkv_out.data(), b.probabilities = probabilities.data(), b.context = context.data();
   b.sum2 = again.data(), b.mean2 = mean2.data(), b.inv_std2 = std2.data(), b.hidden2 = hidden2.data();
   b.slope = slope.data(), b.activated = activated.data();
-  slca_vit_block_forward(Numbers<T>::kIsBf16, &b, x.data(), nullptr, nullptr, again.data(), y_again.data());
+  slca_fused_block_forward(Numbers<T>::kIsBf16, &b, x.data(), nullptr, nullptr, again.data(), y_again.data());
 
   const Doubles wide(x.begin(), x.end()), expected = truth(s, p, wide);
   for (int64_t i = 0; i < late * d; ++i) {
@@ -192,7 +152,7 @@ void check_block(const Sizes& s, double tolerance) {
   std::vector<float> grad = upstream, grad_x(rows * d), sums(f + 9 * d);
   const auto rounded = Numbers<T>::of(upstream);
   std::vector<T> grad_fc1(late * f), grad_proj(late * d), grad_qkv(rows * 3 * d), rounded_x(rows * d);
-  slca_vit_block_backward(Numbers<T>::kIsBf16, &b, grad.data(), rounded.data(), grad_fc1.data(), grad_proj.data(),
+  slca_fused_block_backward(Numbers<T>::kIsBf16, &b, grad.data(), rounded.data(), grad_fc1.data(), grad_proj.data(),
                           grad_qkv.data(), grad_x.data(), rounded_x.data(), sums.data());
   double foretold = 0, change = 0, size = 0;
   const double step = 1e-5;

@@ -1,11 +1,6 @@
 // The passes of a transformer block at odd sizes, on every instruction set, against sums written out in double.
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <vector>
+#include "checks.h"
 
-extern "C" int slca_isa();
-extern "C" int slca_set_isa(int);
 extern "C" int slca_residual_norm(int, const float*, const void*, const float*, const float*, const float*, float,
                                   int64_t, int64_t, float*, void*, float*, float*, int);
 extern "C" int slca_residual_norm_backward(int, const void*, const float*, const float*, const float*, const float*,
@@ -19,41 +14,6 @@ extern "C" int slca_split_heads(int, const void*, const float*, int64_t, int64_t
 extern "C" int slca_merge_heads(int, const void*, int64_t, int64_t, int64_t, int64_t, int64_t, void*, float*, int);
 
 namespace {
-
-int failures = 0;
-
-void expect_close(double ours, double expected, double tolerance, const char* what) {
-  if (std::fabs(ours - expected) <= tolerance * (1.0 + std::fabs(expected))) return;
-  std::printf("%s: %.9g instead of %.9g\n", what, ours, expected);
-  ++failures;
-}
-
-std::vector<float> numbers(int64_t n, uint32_t seed) {
-  std::vector<float> x(n);
-  uint32_t state = seed * 2654435761u + 1u;
-  for (float& v : x) {
-    state = state * 1664525u + 1013904223u;
-    v = (static_cast<float>(state >> 8) / (1 << 24) - 0.5f) * 4.0f;
-  }
-  return x;
-}
-
-std::vector<uint16_t> narrow(const std::vector<float>& x) {
-  std::vector<uint16_t> y;
-  for (float v : x) {
-    uint32_t u;
-    __builtin_memcpy(&u, &v, 4);
-    y.push_back(static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16));
-  }
-  return y;
-}
-
-double widen(uint16_t v) {
-  const uint32_t u = static_cast<uint32_t>(v) << 16;
-  float f;
-  __builtin_memcpy(&f, &u, 4);
-  return f;
-}
 
 void check_rows(int64_t rows, int64_t width) {
   const int64_t n = rows * width;

@@ -1,1 +1,1 @@
-"""Transformer blocks on the CPU by the native library."""
+"""Stacks of transformer blocks on the CPU by the native library, of fused or of composed blocks."""

@@ -1,4 +1,4 @@
-"""A transformer block on the CPU with torch's matrix products and one native pass between each two (kernels/vit_block).
+"""A composed block on the CPU: torch's products, and a native pass between each two (kernels/vit_block/passes.py).
 
 For processors on which torch's products are the faster ones; elsewhere fused_block.py does the same.
 """

@@ -1,7 +1,7 @@
-"""A transformer block on the CPU with the native library's own matrix products (kernels/csrc/vit_fused_block.cpp).
+"""A fused block on the CPU: a transformer block with the native library's own products (kernels/vit_block/fused.py).
 
-Every thread takes a few images through the whole block, so that what one step writes the next one finds in the cache.
-A last block can leave out what only the other tokens than the first would need.
+Every thread takes a group of images through the whole block, so that what one pass or product writes the next one finds
+in the cache. A last block can leave out what only the other tokens than the first would need.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ outer = fused.outer
 class Saved:
     """What one block's backward needs."""
 
-    native: fused.Block
+    native: fused.FusedBlock
     hidden1_MD: Tensor
     context_QD: Tensor
     hidden2_QD: Tensor
@@ -42,7 +42,7 @@ def forward(
     attn, mlp = block.attn, block.mlp
     (num_rows, width), tokens, hidden = x_MD.shape, len(x_MD) // num_images, mlp.fc1.out_features
     queries = 1 if first_token_only else tokens
-    native = fused.Block(
+    native = fused.FusedBlock(
         num_images, tokens, queries, attn.num_heads, attn.head_dim, hidden, max(1, GROUP_ROWS // tokens),
         torch.get_num_threads(), eps1=block.norm1.eps, eps2=block.norm2.eps,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the ways to run transformer blocks on the CPU share: matrices at hand, and gradients of parameters."""
+"""What fused and composed blocks share: matrices at hand, and gradients of parameters."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A stack of transformer blocks on the CPU, forward and backward, as matrix products and one pass between each two.
+"""A stack of transformer blocks on the CPU, forward and backward, as products and one pass between each two.
 
 timm's blocks under autocast spend nearly half of a training step on casts, copies, norms, GELU and additions. Here
 activations are kept in the dtype of the products (float32, or bfloat16 for bf16), the residual stream in float32, and
-whatever stands between two products is one native pass (kernels/vit_block). Products are the native library's own
-(fused_block.py) where they are the faster ones, else torch's (composed_block.py). Only the gradients that somebody
-asked for are computed: a frozen weight costs nothing.
+whatever stands between two products is one native pass (kernels/vit_block). Blocks are fused (fused_block.py: products
+by the native library) where that is faster, else composed (composed_block.py: products by torch). Only the gradients
+that somebody asked for are computed: a frozen weight costs nothing.
 """
 
 from __future__ import annotations
@@ -74,9 +74,10 @@ def _plain(blocks: Blocks) -> tuple[PlainBlock, ...]:
 
 
 class NativeBlocks:
-    """What ``nn.Sequential(*blocks)`` computes, with matrix products in ``dtype``; differentiable once.
+    """What the stack ``nn.Sequential(*blocks)`` computes, with products in ``dtype``; differentiable once.
 
-    Only for blocks that ``why_not`` accepts. ``products`` are "native" (see ``why_torch_multiplies``) or "torch".
+    Only for blocks that ``why_not`` accepts. ``products`` are "native", by fused blocks (see
+    ``why_torch_multiplies``), or "torch", by composed ones.
     """
 
     def __init__(self, dtype: torch.dtype, products: str) -> None:

@@ -1,4 +1,4 @@
-// The thin products of the LoRA backward: one pass over the upstream gradient.
+// The thin products of the LoRA backward: one read of the upstream gradient.
 #pragma once
 
 #include "isa.h"

@@ -1,7 +1,7 @@
-// Bias gradient, g B and g^T u of the LoRA linear in one pass over the upstream gradient g.
+// Bias gradient, g B and g^T u of the LoRA linear in one read of the upstream gradient g.
 #include <cstdlib>
 
-#include "lora_kernels.h"
+#include "lora_linear_kernels.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-#include "lora_kernels.h"
+#include "lora_linear_kernels.h"
 
 #include "simd.h"
 
