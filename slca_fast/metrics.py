@@ -108,7 +108,8 @@ def _difference(a: float | None, b: float | None) -> float | None:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """None without values, or where one of them is missing."""
-    return None if not values or None in values else float(np.mean(values))
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there and len(there) == len(values) else None
 
 
 METRICS: tuple[Metric, ...] = (
@@ -216,8 +217,8 @@ class TaskResult:
     """Top-1 over all seen classes' test images, percent."""
     top5: float
     """Top-5 likewise."""
-    per_task: tuple[float, ...]
-    """Top-1 on each seen task's test images: one row of the accuracy matrix R."""
+    per_task: Curve
+    """Top-1 on each seen task's test images, None without any: one row of the accuracy matrix R."""
     confusion: np.ndarray = field(repr=False)
     """Images by (true, predicted) class position, int64 ``[classes, classes]``."""
 
@@ -254,5 +255,5 @@ def summary_metrics(results: Sequence[TaskResult]) -> dict[str, object]:
 
 def accuracy_matrix(results: Sequence[TaskResult]) -> Matrix:
     """R, ``[T][T]``; None above the diagonal, and where a task has no test images."""
-    rows = [[None if np.isnan(a) else float(a) for a in result.per_task] for result in results]
+    rows = [[None if a is None or np.isnan(a) else float(a) for a in result.per_task] for result in results]
     return tuple((*row, *[None] * (len(results) - len(row))) for row in rows)

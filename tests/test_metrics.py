@@ -25,7 +25,7 @@ from slca_fast.training.evaluation import evaluate
 FUNCTIONS = [metric.function for metric in METRICS if metric.function is not None]
 
 
-def result(accuracy: float, *per_task: float) -> TaskResult:
+def result(accuracy: float, *per_task: float | None) -> TaskResult:
     return TaskResult(accuracy, 100.0, per_task, np.zeros((1, 1), dtype=np.int64))
 
 
@@ -69,8 +69,9 @@ def test_what_was_not_measured_makes_a_mean_undefined_but_for_an_earlier_best() 
 
 
 def test_a_task_without_test_images_is_not_measured() -> None:
-    metrics = summary_metrics([result(90, 90), result(75, 75, float("nan"))])
-    assert metrics["accuracy_matrix"] == [[90, None], [75, None]] and metrics["forgetting"] == 15
+    for absent in (None, float("nan")):
+        metrics = summary_metrics([result(90, 90), result(75, 75, absent)])
+        assert metrics["accuracy_matrix"] == [[90, None], [75, None]] and metrics["forgetting"] == 15
 
 
 PERCENT = st.floats(0, 100, allow_subnormal=False)

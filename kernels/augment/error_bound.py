@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .reference import augment
 
 def augment_error_bound(
     upstream: Sequence[Tensor],
-    *plan: Tensor | int | Sequence[float],
+    *plan: Any,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:

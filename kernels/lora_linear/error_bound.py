@@ -27,10 +27,14 @@ def lora_linear_error_bound(
     and by 5 roundings to the dtype of ``x`` on the way. The sizes are those of the same products of absolute values.
     """
     one, last = unit(accumulate_dtype(x.dtype)), unit(x.dtype)
-    tensors = (x, weight_OI, bias_O, lora_A_RI, lora_B_OR)
-    sizes = [None if t is None else t.detach().double().abs().requires_grad_(t.requires_grad) for t in tensors]
+
+    def size_of(t: Tensor) -> Tensor:
+        return t.detach().double().abs().requires_grad_(t.requires_grad)
+
+    bias_size = None if bias_O is None else size_of(bias_O)
+    sizes = (size_of(x), size_of(weight_OI), bias_size, size_of(lora_A_RI), size_of(lora_B_OR))
     (num_out, num_in), rank, num_rows = weight_OI.shape, len(lora_A_RI), x[..., 0].numel()
-    # Terms of the sums behind the gradient by each of ``tensors``.
+    # Terms of the sums behind the gradient by each of ``sizes``.
     terms = (num_out + rank, num_rows, num_rows, num_rows + num_out, num_rows + num_in)
 
     def error(size: Tensor, num_terms: int) -> Tensor:

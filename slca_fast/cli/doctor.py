@@ -55,7 +55,7 @@ def _fast_paths(device: torch.device) -> dict[str, str]:
 
     cuda = device.type == "cuda"
     return {
-        "CUDA": torch.version.cuda if cuda else "no: torch sees no CUDA device",
+        "CUDA": str(torch.version.cuda) if cuda else "no: torch sees no CUDA device",
         "native CPU library": _native_library(),
         "Triton": _importable("triton", "kernels run on CUDA; on a CPU only in its interpreter"),
         "DALI": _importable(

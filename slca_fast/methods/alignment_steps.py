@@ -36,8 +36,8 @@ class AlignmentSteps:
         self._momentum, self._weight_decay, self._temperature = momentum, weight_decay, temperature
         self._rate = torch.zeros((), device=weight_CD.device)
         self._loss_sum = torch.zeros((), device=weight_CD.device)
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._features_SD = self._label_S = None
+        self._captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None = None
+        """The graph and the features and labels that it reads."""
 
     @torch.no_grad()
     def run_epoch(self, features_SD: Tensor, label_S: Tensor, lr: float) -> float:
@@ -68,24 +68,26 @@ class AlignmentSteps:
             self._loss_sum += loss
 
     def _replay(self, features_SD: Tensor, label_S: Tensor) -> None:
-        if self._graph is None:
-            self._features_SD, self._label_S = features_SD.clone(), label_S.clone()
-            self._capture()
-        self._features_SD.copy_(features_SD)
-        self._label_S.copy_(label_S)
-        self._graph.replay()
+        if self._captured is None:
+            given = features_SD.clone(), label_S.clone()
+            self._captured = self._capture(*given), *given
+        graph, given_SD, given_S = self._captured
+        given_SD.copy_(features_SD)
+        given_S.copy_(label_S)
+        graph.replay()
 
-    def _capture(self) -> None:
+    def _capture(self, features_SD: Tensor, label_S: Tensor) -> torch.cuda.CUDAGraph:
         state = (self.weight_CD, self.bias_C, self._weight_buffer, self._bias_buffer, self._loss_sum)
         before = [tensor.clone() for tensor in state]
         # Kernels compile and libraries allocate in a first pass, on a side stream as captures demand.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._pass(self._features_SD, self._label_S)
+            self._pass(features_SD, label_S)
         torch.cuda.current_stream().wait_stream(stream)
         for tensor, value in zip(state, before):
             tensor.copy_(value)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._pass(self._features_SD, self._label_S)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._pass(features_SD, label_S)
+        return graph

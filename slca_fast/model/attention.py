@@ -61,7 +61,8 @@ def choose_attention(
     layers = [module for module in vit.modules() if type(module) is Attention]
     if not layers:
         return AttentionChoice("sdpa", "the model has no attention layer of timm's plain kind")
-    num_tokens = vit.pos_embed.shape[1] if getattr(vit, "pos_embed", None) is not None else 197
+    position = getattr(vit, "pos_embed", None)
+    num_tokens = 197 if position is None else position.shape[1]
     if native_blocks and num_tokens <= MOST_BMM_TOKENS:
         return AttentionChoice("bmm", "fixed: the native passes take no other")
     if precision == "fp32":
@@ -76,7 +77,7 @@ def choose_attention(
     if key in known:
         return AttentionChoice(known[key], f"measured earlier for {shape}")
     elapsed_ms = _measure(layers[0], device, num_images, num_tokens)
-    best = min(elapsed_ms, key=elapsed_ms.get)
+    best = min(elapsed_ms, key=elapsed_ms.__getitem__)
     _remember({**known, key: best})
     times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in elapsed_ms.items())
     return AttentionChoice(best, f"measured for {shape}: {times}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import cast
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from slca_fast.errors import UserError
@@ -27,7 +29,8 @@ class Backbone(nn.Module):
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
-        self.vit = vit
+        # Or another of timm's transformers: they share what is used here.
+        self.vit = cast(VisionTransformer, vit)
         self.execution = untouched(vit)
         """What ``use`` was given."""
         self._native: NativeBlocks | None = None

@@ -97,7 +97,9 @@ def reset_final_norm(vit: nn.Module) -> None:
     name = "norm" if not isinstance(getattr(vit, "norm", None), nn.Identity | None) else "fc_norm"
     if isinstance(getattr(vit, name, None), nn.Identity | None):
         raise UserError("--model.reset_final_norm true: the model has no final norm to reset; set it to false")
-    setattr(vit, name, nn.LayerNorm(vit.num_features, eps=1e-5))
+    num_features = vit.num_features
+    assert isinstance(num_features, int)
+    setattr(vit, name, nn.LayerNorm(num_features, eps=1e-5))
 
 
 def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:

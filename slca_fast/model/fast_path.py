@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from slca_fast.model import class_token
@@ -99,7 +100,8 @@ def choose(
     natively = not compiled and why_timm(vit, "bmm") is None
     picked = choose_attention(vit, device, precision, num_images, attention, natively)
     name, why = picked.name, picked.reason
-    if attention == "auto" and began.attention in CANDIDATES[device.type] and began.attention != name:
+    goes_on = attention == "auto" and began.attention in CANDIDATES[device.type]
+    if goes_on and began.attention is not None and began.attention != name:
         name, why = began.attention, AS_BEGUN
     blocks, blocks_reason = _choose_blocks(vit, name, precision, compiled, began.blocks)
     last_block, last_reason = _last_block(vit)
@@ -120,6 +122,7 @@ def why_timm(vit: nn.Module, attention: str) -> str | None:
         return reason
     if attention != "bmm":
         return f"attention is {attention}, and they know bmm alone"
+    assert isinstance(vit, VisionTransformer)
     return cpu_stack.why_not(vit.blocks)
 
 
@@ -137,6 +140,7 @@ def _choose_blocks(
         return "timm", reason
     if began == "timm":
         return "timm", "the run began with timm's"
+    assert isinstance(vit, VisionTransformer)
     why_torch = cpu_stack.why_torch_multiplies(vit.blocks, dtype_of(precision))
     if why_torch is None and began != "native passes":
         return "native products", "groups of images go through a block at once, products by the native library"

@@ -13,10 +13,16 @@ _WIDTH_INCHES = 5.6
 BESIDE = {"xytext": (5, 0), "textcoords": "offset points"}
 
 
-def new_figure(height_inches: float, **axes) -> tuple[Figure, Axes | np.ndarray]:
+def new_figure(height_inches: float) -> tuple[Figure, Axes]:
     """A figure of the page's width, and its axes."""
+    figure, (axes,) = panels_figure(height_inches, 1)
+    return figure, axes
+
+
+def panels_figure(height_inches: float, num_panels: int) -> tuple[Figure, list[Axes]]:
+    """A figure of the page's width with panels one below the other, and their axes."""
     figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
-    return figure, figure.subplots(**axes)
+    return figure, list(figure.subplots(nrows=num_panels, squeeze=False)[:, 0])
 
 
 def as_array(values) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class RunGroup:
         return {name: sum(phases.get(name, 0.0) for phases in per_run) / len(per_run) for name in names}
 
 
-def mean_and_std(values: list[float | None]) -> tuple[float | None, float | None]:
+def mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation (n - 1) of the values that are there."""
     known = [v for v in values if v is not None]
     if not known:

@@ -14,6 +14,7 @@ from slca_fast.report.axes import (
     BESIDE,
     as_array,
     new_figure,
+    panels_figure,
     percent_axis,
     phase_colour,
     position_ticks,
@@ -187,8 +188,8 @@ def loss(run: RunRecord) -> Draw:
         panels = [(run.epochs, "fine-tuning loss", theme.series[0])] if run.epochs else []
         if run.alignments:
             panels.append((run.alignments, "alignment loss", theme.series[4]))
-        figure, grid = new_figure(0.6 + 2.1 * len(panels), nrows=len(panels), squeeze=False)
-        for axes, (events, label, colour) in zip(grid[:, 0], panels):
+        figure, grid = panels_figure(0.6 + 2.1 * len(panels), len(panels))
+        for axes, (events, label, colour) in zip(grid, panels):
             _draw_by_task(axes, events, "loss", colour, theme)
             axes.set_ylabel(label)
             bottom, top = axes.get_ylim()
@@ -196,7 +197,7 @@ def loss(run: RunRecord) -> Draw:
                 axes.set_yscale("log")
             elif bottom < 0 <= min(e.get("loss") or 0 for e in events):
                 axes.set_ylim(bottom=0)
-        grid[-1, 0].set_xlabel("epochs of all tasks, one band per task")
+        grid[-1].set_xlabel("epochs of all tasks, one band per task")
         return figure
 
     return draw

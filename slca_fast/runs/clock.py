@@ -23,7 +23,7 @@ class Clock:
         """Where the run computes."""
         self._ranks, self._exchange_began, self._earlier_exchange = ranks, ranks.seconds, 0.0
         self._began, self._earlier_seconds = time.perf_counter(), 0.0
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         self.trained_images = 0
         self.train_seconds = self.checkpoint_seconds = 0.0
 

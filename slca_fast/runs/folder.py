@@ -45,14 +45,23 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def positions(checkpoints: Path) -> list[Path]:
     """The training checkpoints in a run's ``checkpoints`` folder, oldest first."""
-    found = [p for p in checkpoints.iterdir() if _POSITION.match(p.name)] if checkpoints.is_dir() else []
-    return sorted(found, key=lambda p: tuple(map(int, _POSITION.match(p.name).groups())))
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    placed = [(place, path) for path in found if (place := _place(path)) is not None]
+    return [path for _, path in sorted(placed)]
 
 
 def is_finished_task(position: Path) -> bool:
     """Whether a training checkpoint lies between two tasks, so that its backbone and classifier belong together."""
-    task, epoch, step = map(int, _POSITION.match(position.name).groups())
+    place = _place(position)
+    assert place is not None, position
+    task, epoch, step = place
     return task > 0 and epoch == 0 and step == 0
+
+
+def _place(checkpoint: Path) -> tuple[int, ...] | None:
+    """(task, epoch, step) of a training checkpoint's name; None for anything else."""
+    match = _POSITION.match(checkpoint.name)
+    return None if match is None else tuple(map(int, match.groups()))
 
 
 def require_free(path: Path) -> None:

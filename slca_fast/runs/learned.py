@@ -39,7 +39,7 @@ class Learned:
     def head_of(self, task: int, num_labels: int, seed: int, device: torch.device) -> nn.Linear:
         """The head that stage 1 of ``task`` trains: a new one, or that of a checkpoint within the task."""
         if task < len(self.heads.heads):
-            return self.heads.heads[task]
+            return self.heads.linears[task]
         return self.heads.grow(num_labels, seed, device)
 
     def tensors(self, optimizer: torch.optim.Optimizer | None) -> dict[str, dict[str, Tensor]]:

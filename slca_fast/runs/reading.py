@@ -94,7 +94,7 @@ def _read_events(path: Path, notes: list[str]) -> list[dict[str, Any]]:
 
 def _latest(events: list[dict[str, Any]], kind: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], ...]:
     """Events of one kind in order of their keys; a resumed run repeats some, and the last one counts."""
-    found: dict[tuple[float, ...], dict[str, Any]] = {}
+    found: dict[tuple[float | None, ...], dict[str, Any]] = {}
     for event in events:
         key = tuple(number(event.get(k)) for k in keys)
         if event.get("event") == kind and None not in key:

@@ -90,15 +90,16 @@ def set_up(config: Config, preset: str, resume: bool, observer: Observer, ranks:
     backbone = build_backbone(config.model, config.data.image_size, config.seed, observer.message).to(device)
     learned = Learned(backbone, method(config, backbone.feature_dim))
     settings = learned.method.settings
+    output = config.output or f"runs/{preset}-seed{config.seed}"
     config = dataclasses.replace(
         config,
-        output=config.output or f"runs/{preset}-seed{config.seed}",
+        output=output,
         method_settings={} if settings is None else dataclasses.asdict(settings),
     )
     frozen_hash = weights_sha256(frozen_state(backbone))
     if not ranks.alone:
         ranks.require_same("weights", weights_sha256(backbone.state_dict()))
-    folder = RunFolder(Path(config.output), resume, owner=ranks.is_first)
+    folder = RunFolder(Path(output), resume, owner=ranks.is_first)
     try:
         if ranks.is_first:
             folder.trackers = open_trackers(config.track, folder.path, config_to_dict(config))

@@ -133,4 +133,5 @@ def predict(model: TrainedModel, paths: list[Path], top_k: int = 5) -> Iterator[
 def _normalised(image_HWC: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     scaled = image_HWC.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     shape = (3, 1, 1)
-    return torch.from_numpy((scaled - np.float32(mean).reshape(shape)) / np.float32(std).reshape(shape))
+    mean_C11, std_C11 = (np.array(values, dtype=np.float32).reshape(shape) for values in (mean, std))
+    return torch.from_numpy((scaled - mean_C11) / std_C11)
