@@ -78,7 +78,7 @@ def test_a_run_does_not_depend_on_or_touch_the_global_generators(images, finishe
     assert torch.equal(torch.rand(2), expected)
 
 
-@pytest.mark.parametrize("stop_after", [0, 3, 7, 11, 14])
+@pytest.mark.parametrize("stop_after", [7, *(pytest.param(n, marks=pytest.mark.thorough) for n in (0, 3, 11, 14))])
 def test_a_stop_anywhere_then_resume_gives_the_same_weights(images, finished, tmp_path, stop_after: int) -> None:
     _, first = finished
     config, asked = tiny_config(images, tmp_path / "run", *SIZES), []

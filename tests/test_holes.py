@@ -47,6 +47,7 @@ def dil(root: Path, output: Path, *extra: str, preset: str = "demo"):
     return tiny_config(root, output, "--tasks.scenario", "dil", "--tasks.shuffle", "false", *extra, preset=preset)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("preset", ["demo", "demo-slca", "demo-ncm"])
 @pytest.mark.parametrize("hole", [("train/bus/painting", "test/axe/painting"), ("train/cup/clipart", "test/cup/real")])
 def test_a_stream_of_domainnets_shape_with_its_holes_runs_resumes_and_evaluates(

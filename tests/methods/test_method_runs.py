@@ -40,7 +40,7 @@ def stopping_after(steps: int):
     return lambda: asked.append(1) or len(asked) > steps
 
 
-@pytest.mark.parametrize("stop_after", [0, 7, 11, 12, 15])
+@pytest.mark.parametrize("stop_after", [12, *(pytest.param(n, marks=pytest.mark.thorough) for n in (0, 7, 11, 15))])
 def test_ncm_resumes_to_the_same_weights_and_memory(images, finished, tmp_path, stop_after: int) -> None:
     config = tiny_config(images, tmp_path / "run", *SIZES, preset="demo-ncm")
     with pytest.raises(Interrupted):

@@ -97,6 +97,7 @@ def test_barely_started_run(tmp_path, content):
     assert not (tmp_path / "accuracy_curve.png").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "missing", ["config.yaml", "metrics.jsonl", "accuracy_matrix.csv", "confusion.csv", "problems.json"]
 )
@@ -133,6 +134,7 @@ def test_one_task_run(tmp_path):
         assert read_run(run).metric("forgetting") is None and read_run(run).metric("backward_transfer") is None
 
 
+@pytest.mark.slow
 def test_200_classes(tmp_path):
     run = make_run(tmp_path / "run", sizes=(10,) * 20, epochs=30)
     path = write_report(run)

@@ -44,7 +44,7 @@ class AtPhase(Observer):
         return self.left <= 0
 
 
-@pytest.mark.parametrize("task", [1, 2])
+@pytest.mark.parametrize("task", [1, pytest.param(2, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("phase", ["stage 1", "statistics", "alignment", "evaluation"])
 def test_a_stop_in_every_phase_is_granted_there(images, whole, tmp_path, phase: str, task: int) -> None:
     config = tiny_config(images, tmp_path / "run", *SIZES)
