@@ -28,7 +28,7 @@ def prepare_cars196(
     Class folders are "001 <name>" to "196 <name>", so that their order is that of the class numbers.
     """
     places = _places(source, root)
-    table = _find(places, "cars_annos.mat", required=False)
+    table = _found(places, "cars_annos.mat")
     jobs = _from_devkit(places) if table is None else _from_one_table(table, places)
     expected = DATASETS["cars196"].counts if check_counts else None
     report = finish("cars196", root, jobs, link=link, expected=expected, progress=progress)
@@ -44,15 +44,19 @@ def _places(source: Path, root: Path) -> list[Path]:
     return [source, *(unpacked(path, root) for path in archives)]
 
 
-def _find(places: list[Path], name: str, required: bool = True) -> Path | None:
+def _found(places: list[Path], name: str) -> Path | None:
     for place in places:
         try:
             return find_below(place, name)
         except DataError:
             continue
-    if required:
-        raise DataError(f"no {name} in {places[0]}")
     return None
+
+
+def _find(places: list[Path], name: str) -> Path:
+    if (found := _found(places, name)) is None:
+        raise DataError(f"no {name} in {places[0]}")
+    return found
 
 
 def _from_one_table(file: Path, places: list[Path]) -> list[Job]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import pickle
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -46,6 +47,9 @@ def prepare_cifar100(
 
 def _save(pixels_CHW: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels_CHW.transpose(1, 2, 0)).save(path, format="PNG")
+
+
+_Kind = TypeVar("_Kind")
 
 
 class _Array:
@@ -115,7 +119,7 @@ def _read(path: Path, _changed_ns: int) -> dict[str, object]:
         raise DataError(f"{path} is not a file of CIFAR-100: {error}") from None
 
 
-def _field(path: Path, name: str, kind: type) -> object:
+def _field(path: Path, name: str, kind: type[_Kind]) -> _Kind:
     if not path.exists():
         raise DataError(f"no {path.name} in {path.parent}")
     value = _read(path, path.stat().st_mtime_ns).get(name)

@@ -63,7 +63,8 @@ def prepare_domainnet(
             jobs += _jobs(source / f"{domain}_{split}.txt", split, domain, folder, class_of_label)
     expected = None
     if check_counts:
-        expected = (*(sum(PUBLISHED[d][i] for d in domains) for i in (0, 1)), DATASETS["domainnet"].num_classes)
+        num_train, num_test = (sum(PUBLISHED[d][i] for d in domains) for i in (0, 1))
+        expected = num_train, num_test, DATASETS["domainnet"].num_classes
     root.mkdir(parents=True, exist_ok=True)
     replace_text(root / DOMAIN_FILE, json.dumps(list(domains)))
     options = {"domains": list(domains)}

@@ -121,6 +121,7 @@ def _do(root: Path, job: Job, link: Link) -> None:
         if job.make is not None:
             job.make(path)
         else:
+            assert job.source is not None, job
             _place(job.source, path, link)
 
 
