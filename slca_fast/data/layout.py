@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from slca_fast.data.folder import FolderListing
+from slca_fast.data.walk import is_passed_over, subfolders
 from slca_fast.errors import DataError
 
 
@@ -19,14 +20,15 @@ def find_test_split(root: Path) -> str:
     if not root.is_dir():
         raise DataError(f"{expected}, but {root} is a file")
     try:
-        found = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+        shown = [entry for entry in os.scandir(root) if not is_passed_over(entry.name)]
+        found = sorted(entry.name + "/" * entry.is_dir() for entry in shown)
     except OSError as error:
         raise DataError(f"{expected}, but {root} cannot be read ({error.strerror})") from None
     with_classes = [name for name in ("train", "test", "val") if _has_folders(root / name)]
     if "train" in with_classes and len(with_classes) > 1:
         return with_classes[1]
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    raise DataError(f"{expected}, but found {shown or 'an empty folder'}" + _layout_hint(root, found, with_classes))
+    listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    raise DataError(f"{expected}, but found {listed or 'an empty folder'}" + _layout_hint(root, found, with_classes))
 
 
 def _layout_hint(root: Path, found: list[str], with_classes: list[str]) -> str:
@@ -42,7 +44,7 @@ def _layout_hint(root: Path, found: list[str], with_classes: list[str]) -> str:
 
 def _has_folders(path: Path) -> bool:
     try:
-        return path.is_dir() and any(entry.is_dir() for entry in os.scandir(path))
+        return path.is_dir() and bool(subfolders(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from None
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from slca_fast.data.folder import EXTENSIONS
+from slca_fast.data.walk import find_images
 from slca_fast.errors import DataError
 
 Link = Literal["hard", "copy"]
@@ -145,10 +145,8 @@ def _place(source: Path, target: Path, link: Link) -> None:
 
 def _images(root: Path) -> Iterable[str]:
     for split in ("train", "test"):
-        for folder, _, names in os.walk(root / split):
-            for name in names:
-                if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                    yield os.path.relpath(os.path.join(folder, name), root)
+        if (root / split).is_dir():
+            yield from (os.path.join(*where) for where in find_images(root, split).images)
 
 
 def _require_room(root: Path, targets: Counter) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from slca_fast.data.folder import EXTENSIONS
 from slca_fast.data.prepare.place import Job, safe_relative
+from slca_fast.data.walk import find_images, subfolders
 from slca_fast.errors import DataError, UserError
 
 _TEST_FRACTION = 0.2
@@ -35,22 +35,17 @@ def split_class_folders(
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:
-    """{class: sorted image paths relative to folder} of ``<folder>/<class>/**/<image>``."""
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    images = {name: sorted(_images_below(folder, name)) for name in classes}
+    """{class: sorted image paths relative to folder} of ``<folder>/<class>/**/<image>``; DataError for bad files."""
+    classes = {name: find_images(folder, name) for name in subfolders(folder)}
+    problems = [problem for found in classes.values() for problem in found.problems]
+    if problems:
+        path, reason = problems[0]
+        raise DataError(f"{folder / path}: {reason}" + (f" (and {len(problems) - 1} more)" if problems[1:] else ""))
+    images = {name: sorted(os.path.join(*where) for where in found.images) for name, found in classes.items()}
     empty = [name for name, paths in images.items() if not paths]
     if not classes or empty:
         raise DataError(f"{folder}: " + (f"no images of class {empty[0]}" if empty else "no class folders"))
     return images
-
-
-def _images_below(folder: Path, name: str) -> list[str]:
-    return [
-        os.path.relpath(os.path.join(parent, file), folder)
-        for parent, _, files in os.walk(folder / name)
-        for file in files
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-    ]
 
 
 def seeded_split(images: dict[str, list[str]], test_fraction: float, seed: int) -> dict[str, set[str]]:
