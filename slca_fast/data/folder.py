@@ -45,10 +45,9 @@ def list_split(root: Path, split: str) -> FolderListing:
         raise DataError(f"{folder} cannot be read ({error.strerror})") from None
     domain_names = read_domain_names(root)
     listing = FolderListing(root, split, class_names, domains=[] if domain_names else None, domain_names=domain_names)
-    listing.notes.update("hidden files ignored" for name in beside if is_passed_over(name))
-    listing.notes.update(
-        "images in no class folder ignored" for name in beside if not is_passed_over(name) and has_image_name(name)
-    )
+    hidden = {name for name in beside if is_passed_over(name)}
+    listing.notes.update("hidden files ignored" for _ in hidden)
+    listing.notes.update("images in no class folder ignored" for name in beside - hidden if has_image_name(name))
     for label, name in enumerate(class_names):
         _list_class(listing, label, os.path.join(split, name))
     return listing

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-EXTENSIONS = tuple(".jpg .jpeg .jfif .jpe .mpo .png .gif .bmp .ppm .pgm .pbm .pnm .tif .tiff .webp".split())
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".gif", ".bmp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
+)
 NUM_BYTES = 32
 """As many bytes as ``image_kind`` wants to see of a file."""
 _STARTS = {

@@ -46,6 +46,7 @@ def find_images(root: Path, below: str = "") -> Found:
     above = [root.joinpath(*parts[:n]) for n in range(len(parts))]
     _walk(root, below, tuple(_identity(os.stat(folder)) for folder in above), found)
     found.images.sort()
+    found.problems.sort()
     return found
 
 
