@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slca_fast.data.prepare.place import Job, safe_relative
+from slca_fast.data.prepare.sound import Job, safe_relative
+from slca_fast.data.prepare.tables import read_bytes, read_list
 from slca_fast.data.walk import find_images, subfolders
 from slca_fast.errors import DataError, UserError
 
@@ -30,7 +30,7 @@ def split_class_folders(
     else:
         lists = {"train": Path(train_list), "test": Path(test_list)}
         split = listed_split(images, lists)
-        options = {"split": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in lists.items()}}
+        options = {"split": {name: hashlib.sha256(read_bytes(file)).hexdigest() for name, file in lists.items()}}
     return [Job(f"{name}/{path}", folder / path) for name, paths in split.items() for path in sorted(paths)], options
 
 
@@ -92,12 +92,3 @@ def listed_split(images: dict[str, list[str]], lists: dict[str, Path]) -> dict[s
     if both:
         raise DataError(f"{sorted(both)[0]} is listed for train and for test ({len(both)} such files)")
     return split
-
-
-def read_list(file: Path) -> Sequence[str]:
-    """First word of each line that is not empty."""
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error})") from None
-    return [line.split()[0] for line in lines if line.strip()]

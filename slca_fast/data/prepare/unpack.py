@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slca_fast.data.prepare.place import safe_relative
+from slca_fast.data.prepare.place import UNPACKED
+from slca_fast.data.prepare.sound import safe_relative
 from slca_fast.errors import DataError
 
-UNPACKED = ".unpacked"
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 _MOST_EXPANSION = 200
 _DONE = ".done"
