@@ -146,6 +146,16 @@ def test_a_damaged_member_is_not_the_end_of_a_tar(damage):
     assert unpacked_or_refused(gzip.compress(broken), ".tar.gz") is None
 
 
+@pytest.mark.parametrize("entry", range(5))
+def test_a_zip_that_loses_members_is_refused(entry):
+    content = bytearray(ARCHIVES["stored.zip"])
+    start = content.index(b"PK\x01\x02")
+    for _ in range(entry):
+        start = content.index(b"PK\x01\x02", start + 1)
+    content[start + 33] ^= 8  # the length of its comment, which then covers the members after it
+    assert unpacked_or_refused(bytes(content), ".zip") is None
+
+
 def test_zip_names_that_are_no_utf8_name_the_archive():
     with zipfile.ZipFile(stream := io.BytesIO(), "w") as archive:
         archive.writestr("caf\u00e9.png", b"x")

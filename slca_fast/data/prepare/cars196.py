@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from slca_fast.data.prepare.matlab import read_matlab
 from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
 from slca_fast.data.prepare.sound import Job, class_folders, safe_relative
-from slca_fast.data.prepare.tables import read_bytes
 from slca_fast.data.prepare.unpack import find_below, inner_folder, is_archive, unpacked
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
-
-_MOST_BYTES = 64 << 20
 
 
 def prepare_cars196(
@@ -59,7 +53,7 @@ def _find(places: list[Path], name: str, required: bool = True) -> Path | None:
 
 
 def _from_one_table(file: Path, places: list[Path]) -> list[Job]:
-    content = _load(file)
+    content = read_matlab(file)
     images, names = _find(places, "car_ims").parent, _class_names(content, file)
     return [
         _job("test" if _number(row, "test", file) else "train", row, "relative_im_path", names, images, file)
@@ -69,20 +63,20 @@ def _from_one_table(file: Path, places: list[Path]) -> list[Job]:
 
 def _from_devkit(places: list[Path]) -> list[Job]:
     meta = _find(places, "cars_meta.mat")
-    names = _class_names(_load(meta), meta)
+    names = _class_names(read_matlab(meta), meta)
     jobs = []
     for split, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         images = inner_folder(_find(places, f"cars_{split}"), f"cars_{split}")
         table = _find(places, name)
-        for row in _rows(_load(table), table):
-            if not hasattr(row, "class"):
+        for row in _rows(read_matlab(table), table):
+            if "class" not in row:
                 raise DataError(f"{table} has no classes: the devkit's test file without labels will not do")
             jobs.append(_job(split, row, "fname", names, images, table))
     return jobs
 
 
-def _job(split: str, row: Any, path_field: str, names: list[str], images: Path, file: Path) -> Job:
-    path = getattr(row, path_field, None)
+def _job(split: str, row: dict, path_field: str, names: list[str], images: Path, file: Path) -> Job:
+    path = row.get(path_field)
     if not isinstance(path, str):
         raise DataError(f"{file}: an annotation has no {path_field}")
     image = images / safe_relative(path)
@@ -92,38 +86,29 @@ def _job(split: str, row: Any, path_field: str, names: list[str], images: Path, 
     return Job(f"{split}/{names[number - 1]}/{image.name}", image)
 
 
-def _number(row: Any, name: str, file: Path) -> int:
-    value = getattr(row, name, None)
-    if not isinstance(value, (int, np.integer, np.floating)) or not np.isfinite(value) or value != int(value):
+def _number(row: dict, name: str, file: Path) -> int:
+    if not isinstance(row.get(name), int):
         raise DataError(f"{file}: {name} of an annotation is no whole number")
-    return int(value)
+    return row[name]
 
 
-def _rows(content: dict[str, np.ndarray], file: Path) -> np.ndarray:
-    if "annotations" not in content:
-        raise DataError(f"{file} has no annotations")
-    return content["annotations"].ravel()
+def _rows(content: dict[str, Any], file: Path) -> list[dict]:
+    rows = _list(content, "annotations", file)
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: its annotations have no fields")
+    return rows
 
 
-def _class_names(content: dict[str, np.ndarray], file: Path) -> list[str]:
+def _class_names(content: dict[str, Any], file: Path) -> list[str]:
     """Folder names in the order of the class numbers."""
-    if "class_names" not in content:
-        raise DataError(f"{file} has no class_names")
-    names = content["class_names"].ravel().tolist()
+    names = _list(content, "class_names", file)
     if not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: class_names are not all text")
     return class_folders((f"{i:03d} {name.replace('/', '-').strip()}" for i, name in enumerate(names, 1)), file)
 
 
-def _load(file: Path) -> dict[str, np.ndarray]:
-    from scipy.io import loadmat
-
-    content = read_bytes(file, _MOST_BYTES)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            table = loadmat(io.BytesIO(content), squeeze_me=True, struct_as_record=False)
-    except Exception as error:  # scipy's reader ends in errors of a dozen kinds on damaged files
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{file} is no MATLAB file that can be read ({reason})") from None
-    return {name: np.atleast_1d(value) for name, value in table.items() if not name.startswith("__")}
+def _list(content: dict[str, Any], name: str, file: Path) -> list:
+    if name not in content:
+        raise DataError(f"{file} has no {name}")
+    # A list of one is not a list to MATLAB.
+    return content[name] if isinstance(content[name], list) else [content[name]]

@@ -51,8 +51,9 @@ def prepare_domainnet(
                 raise DataError(f"neither {domain}/ nor {domain}.zip in {source}")
             folder = unpacked(source / f"{domain}.zip", root)
         for split in ("train", "test"):
-            jobs += _jobs(source / f"{domain}_{split}.txt", split, domain, folder, class_of_label)
-    class_folders(class_of_label.values(), source)
+            file = source / f"{domain}_{split}.txt"
+            jobs += _jobs(file, split, domain, folder, class_of_label)
+            class_folders(class_of_label.values(), file)
     expected = None
     if check_counts:
         expected = (*(sum(PUBLISHED[d][i] for d in domains) for i in (0, 1)), DATASETS["domainnet"].num_classes)
@@ -77,9 +78,8 @@ def _jobs(file: Path, split: str, domain: str, folder: Path, class_of_label: dic
         if len(parts) != 3 or parts[0] != domain or not re.fullmatch(r"[0-9]{1,6}", label):
             expected = f"expected '{domain}/<class>/<image> <label>'"
             raise DataError(f"{file}, line {number}: {expected}, found {line[:200]!r}")
-        if class_of_label.setdefault(int(label), parts[1]) != parts[1]:
-            raise DataError(
-                f"{file}, line {number}: label {label} is {parts[1]}, elsewhere {class_of_label[int(label)]}"
-            )
+        known = class_of_label.setdefault(int(label), parts[1])
+        if known != parts[1]:
+            raise DataError(f"{file}, line {number}: label {label} is {parts[1][:100]}, elsewhere {known[:100]}")
         jobs.append(Job(f"{split}/{parts[1]}/{domain}/{parts[2]}", folder.joinpath(*parts)))
     return jobs

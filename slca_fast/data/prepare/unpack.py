@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import lzma
+import os
 import shutil
 import stat
 import struct
@@ -101,6 +102,8 @@ def _opened(source: Path) -> Iterator[Iterator[_Member]]:
 
 
 def _zip_members(source: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
+    if not _lists_all(source, archive):
+        raise DataError(f"{source} is damaged: its directory does not list as many files as it says")
     for member in archive.infolist():
         kind = stat.S_IFMT(member.external_attr >> 16)
         if member.is_dir():
@@ -108,6 +111,15 @@ def _zip_members(source: Path, archive: zipfile.ZipFile) -> Iterator[_Member]:
         if kind not in (0, stat.S_IFREG):
             raise DataError(f"{source} holds {member.filename[:200]!r}, which is no regular file")
         yield member.filename, member.file_size, lambda member=member: archive.open(member)
+
+
+def _lists_all(source: Path, archive: zipfile.ZipFile) -> bool:
+    """Whether as many files were found as the record at the end says, which zipfile does not compare."""
+    with open(source, "rb") as file:
+        file.seek(-22 - len(archive.comment), os.SEEK_END)
+        said = int.from_bytes(file.read(12)[10:], "little")
+    # 65535 stands for a number in a record of 64 bits; older writers count modulo 65536.
+    return said in (0xFFFF, len(archive.infolist()) % 0x10000)
 
 
 class _StrictMember(tarfile.TarInfo):
