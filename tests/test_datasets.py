@@ -102,7 +102,7 @@ import slca_fast.datasets
 assert not {"torch", "numpy", "PIL", "slca_fast.data"} & set(sys.modules)
 import slca_fast.data.prepare
 loaded = {name for name in sys.modules if name.startswith("slca_fast.data.prepare.")}
-assert loaded == {"slca_fast.data.prepare.place"}
+assert loaded == {f"slca_fast.data.prepare.{name}" for name in ("place", "sound", "unpack")}
 """
     subprocess.run([sys.executable, "-c", script], check=True)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from slca_fast.errors import UserError
+from slca_fast.errors import DataError, UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,15 +39,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    from slca_fast.data.folder import EXTENSIONS
+    """Files as given, whatever their names; of folders, the images by the rule of data sets."""
+    from slca_fast.data.walk import find_images
 
     for path in paths:
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
-            if not found:
+            found = find_images(path)
+            if found.problems:
+                name, reason = found.problems[0]
+                raise DataError(f"{path / name}: {reason}")
+            if not found.images:
                 raise UserError(f"{path}: no images in this folder")
-            yield from found
-        elif path.exists():
+            yield from (path / folder / name for folder, name in found.images)
+        elif path.is_file():
             yield path
         else:
-            raise UserError(f"{path}: no such file")
+            raise UserError(f"{path}: " + ("not a regular file" if path.exists() else "no such file"))

@@ -1,4 +1,4 @@
-"""Which files of an image folder are images, in torchvision's order; only files of odd names are opened."""
+"""The images of one split in torchvision's order, with their classes and domains; none is decoded."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slca_fast.data.kinds import has_image_name
+from slca_fast.data.walk import find_images, is_passed_over, subfolders
 from slca_fast.errors import DataError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 DOMAIN_FILE = "domains.json"
 
 
@@ -39,11 +39,15 @@ def list_split(root: Path, split: str) -> FolderListing:
     """
     folder = root / split
     try:
-        class_names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()))
+        class_names = tuple(subfolders(folder))
+        beside = set(os.listdir(folder)).difference(class_names)
     except OSError as error:
         raise DataError(f"{folder} cannot be read ({error.strerror})") from None
     domain_names = read_domain_names(root)
     listing = FolderListing(root, split, class_names, domains=[] if domain_names else None, domain_names=domain_names)
+    hidden = {name for name in beside if is_passed_over(name)}
+    listing.notes.update("hidden files ignored" for _ in hidden)
+    listing.notes.update("images in no class folder ignored" for name in beside - hidden if has_image_name(name))
     for label, name in enumerate(class_names):
         _list_class(listing, label, os.path.join(split, name))
     return listing
@@ -59,14 +63,17 @@ def read_domain_names(root: Path) -> tuple[str, ...]:
         raise DataError(f"{root / DOMAIN_FILE} cannot be read ({error})") from None
     if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
         raise DataError(f"{root / DOMAIN_FILE} must hold a JSON list of domain names")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(f"{root / DOMAIN_FILE} names the domain {twice[0]!r} twice")
     return tuple(names)
 
 
 def _list_class(listing: FolderListing, label: int, class_folder: str) -> None:
-    found: list[tuple[str, str]] = []
-    above = tuple(_identity(os.stat(folder)) for folder in (listing.root, listing.root / listing.split))
-    _walk(listing, class_folder, above, found)
-    for folder, name in sorted(found):
+    found = find_images(listing.root, class_folder)
+    listing.problems.extend(found.problems)
+    listing.notes.update(found.notes)
+    for folder, name in found.images:
         path = os.path.join(folder, name)
         if listing.domains is not None:
             domain = os.path.relpath(folder, class_folder).split(os.sep)[0]
@@ -78,53 +85,3 @@ def _list_class(listing: FolderListing, label: int, class_folder: str) -> None:
             listing.domains.append(listing.domain_names.index(domain))
         listing.paths.append(path)
         listing.labels.append(label)
-
-
-def _walk(listing: FolderListing, folder: str, above: tuple, found: list[tuple[str, str]]) -> None:
-    full = listing.root / folder
-    try:
-        status = os.stat(full)
-        entries = list(os.scandir(full))
-    except OSError as error:
-        listing.problems.append((folder, f"folder cannot be read ({error.strerror})"))
-        return
-    identity = _identity(status)
-    if identity in above:
-        listing.problems.append((folder, "looping symlink: leads back to a folder above it"))
-        return
-    for entry in entries:
-        path = os.path.join(folder, entry.name)
-        if entry.name.startswith("."):
-            listing.notes["hidden files ignored"] += 1
-        elif entry.is_symlink() and not os.path.exists(entry.path):
-            listing.problems.append((path, _broken_link(entry.path)))
-        elif entry.is_dir():
-            _walk(listing, path, (*above, identity), found)
-        elif entry.name.lower().endswith(EXTENSIONS) or _looks_like_image(entry):
-            found.append((folder, entry.name))
-        else:
-            listing.notes["other files ignored"] += 1
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _broken_link(path: str) -> str:
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return f"dangling symlink to {os.readlink(path)}"
-    except OSError as error:
-        return f"looping symlink ({error.strerror})"
-    return "symlink cannot be followed"
-
-
-def _looks_like_image(entry: os.DirEntry) -> bool:
-    try:
-        if not entry.is_file():
-            return False
-        with open(entry.path, "rb") as file:
-            return file.read(8).startswith(_MAGIC)
-    except OSError:
-        return False

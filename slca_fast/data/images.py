@@ -13,6 +13,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from slca_fast.data.kinds import why_no_image
+
 EXIF_ORIENTATION_TAG = 0x0112
 SWAPPING_ORIENTATIONS = (5, 6, 7, 8)
 JPEG_END = b"\xff\xd9"
@@ -140,10 +142,7 @@ def _open(file: IO[bytes]) -> Image.Image:
 
 def _what_it_is(file: IO[bytes]) -> str:
     file.seek(0)
-    start = file.read(512).lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body")):
-        return "a web page, not an image"
-    return "not an image of a known format, or its header is damaged"
+    return why_no_image(file.read(512)) or "not an image of a known format, or its header is damaged"
 
 
 def _orientation(image: Image.Image) -> int:

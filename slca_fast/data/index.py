@@ -15,7 +15,7 @@ from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing, list_split
 from slca_fast.data.headers import HeaderStore, cache_folder, read_headers
 from slca_fast.data.images import SWAPPING_ORIENTATIONS, BadImage
-from slca_fast.data.layout import find_test_split, require_every_class, require_same_classes
+from slca_fast.data.layout import EmptyCell, empty_cells, find_test_split, require_every_class, require_same_classes
 from slca_fast.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -107,12 +107,15 @@ class ImageDataset:
     """Files left out (policy quarantine)."""
     notes: dict[str, int] = field(default_factory=dict)
     """How many files need which conversion, or were ignored and why."""
+    empty_cells: tuple[EmptyCell, ...] = ()
+    """Classes that have no image in some domain, by split; no error, but their labels are not learnt or not tested."""
 
 
 def load_dataset(config: DataConfig, progress: Progress | None = None) -> ImageDataset:
     """Index of ``config.root`` (none: the embedded digits, written out on first use).
 
-    Raises DataError: one line for a wrong layout, or the list of all bad files under policy ``fail``.
+    Raises DataError: one line for a wrong layout or a domain without images, or the list of all bad files under
+    policy ``fail``.
     """
     root = embedded_root() if config.root is None else Path(config.root).expanduser()
     test_name = find_test_split(root)
@@ -131,13 +134,15 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> ImageD
     store.save()
     if problems and config.policy == "fail":
         raise DataError(describe_problems(root, problems))
+    cells: list[EmptyCell] = []
     for listing, index in zip(listings, indices):
         require_every_class(listing, index.label_N)
+        cells += empty_cells(listing, index.label_N, index.domain_N)
     single = int((np.bincount(indices[0].label_N) == 1).sum())
     if single:
         notes["classes with one training image"] = single
     train, test = indices
-    return ImageDataset(train, test, listings[0].class_names, tuple(problems), dict(notes))
+    return ImageDataset(train, test, listings[0].class_names, tuple(problems), dict(notes), tuple(cells))
 
 
 def scan_image_folder(root: str | Path, split: str, config: DataConfig | None = None) -> ImageIndex:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from slca_fast.data.folder import FolderListing
+from slca_fast.data.folder import DOMAIN_FILE, FolderListing
+from slca_fast.data.walk import is_passed_over, subfolders
 from slca_fast.errors import DataError
 
 
@@ -19,14 +21,15 @@ def find_test_split(root: Path) -> str:
     if not root.is_dir():
         raise DataError(f"{expected}, but {root} is a file")
     try:
-        found = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+        shown = [entry for entry in os.scandir(root) if not is_passed_over(entry.name)]
+        found = sorted(entry.name + "/" * entry.is_dir() for entry in shown)
     except OSError as error:
         raise DataError(f"{expected}, but {root} cannot be read ({error.strerror})") from None
     with_classes = [name for name in ("train", "test", "val") if _has_folders(root / name)]
     if "train" in with_classes and len(with_classes) > 1:
         return with_classes[1]
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    raise DataError(f"{expected}, but found {shown or 'an empty folder'}" + _layout_hint(root, found, with_classes))
+    listed = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    raise DataError(f"{expected}, but found {listed or 'an empty folder'}" + _layout_hint(root, found, with_classes))
 
 
 def _layout_hint(root: Path, found: list[str], with_classes: list[str]) -> str:
@@ -42,7 +45,7 @@ def _layout_hint(root: Path, found: list[str], with_classes: list[str]) -> str:
 
 def _has_folders(path: Path) -> bool:
     try:
-        return path.is_dir() and any(entry.is_dir() for entry in os.scandir(path))
+        return path.is_dir() and bool(subfolders(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})") from None
 
@@ -78,6 +81,38 @@ def require_every_class(listing: FolderListing, label_N: np.ndarray) -> None:
             f"no usable image is left in {listing.root / listing.split} of "
             f"{_count(missing, 'class', 'classes')}: {_some(missing)}"
         )
+
+
+@dataclass(frozen=True)
+class EmptyCell:
+    """A class that has no image of one split in one domain: its label is not learnt, or not tested."""
+
+    split: str
+    domain: str
+    class_name: str
+
+    def __str__(self) -> str:
+        return f"no image of class {self.class_name} in domain {self.domain} in {self.split}/"
+
+
+def empty_cells(listing: FolderListing, label_N: np.ndarray, domain_N: np.ndarray | None) -> list[EmptyCell]:
+    """Every class without an image in a domain, of the images that are left; none without domains.
+
+    Raises DataError for a domain without any image.
+    """
+    if domain_N is None:
+        return []
+    count_DC = np.zeros((len(listing.domain_names), len(listing.class_names)), dtype=np.int64)
+    np.add.at(count_DC, (domain_N, label_N), 1)
+    missing = [listing.domain_names[d] for d in np.flatnonzero(count_DC.sum(1) == 0)]
+    if missing:
+        raise DataError(
+            f"no usable image is left in {listing.root / listing.split} of {_count(missing, 'domain')}: "
+            f"{_some(missing)} (expected <class>/{missing[0]}/<image>, or {DOMAIN_FILE} without it)"
+        )
+    return [
+        EmptyCell(listing.split, listing.domain_names[d], listing.class_names[c]) for d, c in np.argwhere(count_DC == 0)
+    ]
 
 
 def _class_of(listing: FolderListing, path: str) -> int:

@@ -1,6 +1,7 @@
 """The table of bad input: every case, one outcome, always the path."""
 
 import hashlib
+import json
 import os
 import struct
 import time
@@ -11,6 +12,7 @@ import pytest
 from image_folders import picture, write_folder
 from PIL import Image
 
+from slca_fast.cli import main
 from slca_fast.config import DataConfig
 from slca_fast.data import headers, images
 from slca_fast.data.hashes import check_hashes, write_hashes
@@ -301,6 +303,54 @@ def test_domains_come_from_the_folder_below_the_class(root):
     assert dataset.train.subset(np.array([3, 0])).domain_N.tolist() == [1, 0]
     picture(9, 9).save(root / "train/ant/stray.jpg")
     with pytest.raises(DataError, match=r"stray\.jpg is in no domain folder"):
+        load(root)
+
+
+def domain_root(tmp_path, classes=("ant", "bee", "cat"), domains=("p", "q", "r")):
+    root = tmp_path / "domains"
+    for split in ("train", "test"):
+        for name in classes:
+            for domain in domains:
+                (root / split / name / domain).mkdir(parents=True)
+                picture(20, 20).save(root / split / name / domain / "0.png")
+    (root / "domains.json").write_text(json.dumps(domains))
+    return root
+
+
+def test_classes_without_images_in_a_domain_are_notes(tmp_path, capsys):
+    root = domain_root(tmp_path)
+    assert load(root).empty_cells == ()
+    (root / "train/bee/q/0.png").unlink()
+    (root / "test/cat/p/0.png").write_bytes(b"damaged")
+    (root / "test/ant/r/0.png").unlink()
+    (root / "test/ant/r").rmdir()
+    cells = [(cell.split, cell.domain, cell.class_name) for cell in load(root).empty_cells]
+    assert cells == [("train", "q", "bee"), ("test", "p", "cat"), ("test", "r", "ant")]
+    assert main(["check-data", str(root), "--data.policy", "quarantine"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("note: ")] == [
+        "note: no image of class bee in domain q in train/",
+        "note: no image of class cat in domain p in test/",
+        "note: no image of class ant in domain r in test/",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("policy", ["fail", "quarantine"])
+def test_a_domain_without_images_is_named(tmp_path, split, policy, capsys):
+    root = domain_root(tmp_path)
+    for path in (root / split).glob("*/q/0.png"):
+        path.write_bytes(b"damaged") if policy == "quarantine" else path.unlink()
+    assert main(["check-data", str(root), "--data.policy", policy]) == 3
+    error = capsys.readouterr().err.strip()
+    assert "\n" not in error and f"{root / split} of 1 domain: q" in error
+
+
+def test_a_class_without_images_in_any_domain_is_refused(tmp_path):
+    root = domain_root(tmp_path)
+    for path in (root / "test").glob("bee/*/0.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"1 empty class folder in .*test: bee"):
         load(root)
 
 

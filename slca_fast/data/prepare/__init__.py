@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from slca_fast.data.prepare.place import PrepareReport
+from slca_fast.data.prepare.unpack import discard_unpacked
 from slca_fast.datasets import preparers
-from slca_fast.errors import UserError, did_you_mean
+from slca_fast.errors import DataError, UserError, did_you_mean
 
 
 def preparer(dataset: str) -> Callable[..., PrepareReport]:
@@ -42,10 +43,26 @@ def prepare(dataset: str, source: str | Path | None, root: str | Path, **options
         raise UserError(f"prepare {dataset} has no option {unknown[0]!r}; it has {', '.join(known)}")
     root = Path(root).expanduser()
     if not takes_source(function):
-        return function(root, **options)
+        return _finished(root, lambda: function(root, **options))
     if source is None:
         raise UserError(f"prepare {dataset} needs --source, the folder or archive as downloaded")
     source = Path(source).expanduser()
     if not source.exists():
         raise UserError(f"--source {source} does not exist")
-    return function(source, root, **options)
+    return _finished(root, lambda: function(source, root, **options))
+
+
+def _finished(root: Path, function: Callable[[], PrepareReport]) -> PrepareReport:
+    """What ``function`` returns; neither it nor a refusal leaves unpacked archives, an interruption does."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--root {root} is a file: give a folder")
+    new = not root.exists()
+    try:
+        report = function()
+    except (UserError, DataError):
+        discard_unpacked(root)
+        if new and root.exists() and not any(root.iterdir()):
+            root.rmdir()
+        raise
+    discard_unpacked(root)
+    return report

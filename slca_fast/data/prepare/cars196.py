@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, class_folder, finish, safe_relative
-from slca_fast.data.prepare.unpack import discard_unpacked, find_below, is_archive, unpacked
+from slca_fast.data.prepare.matlab import read_matlab
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
+from slca_fast.data.prepare.sound import Job, class_folders, safe_relative
+from slca_fast.data.prepare.unpack import find_below, inner_folder, is_archive, unpacked
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
 
@@ -31,9 +30,7 @@ def prepare_cars196(
     table = _found(places, "cars_annos.mat")
     jobs = _from_devkit(places) if table is None else _from_one_table(table, places)
     expected = DATASETS["cars196"].counts if check_counts else None
-    report = finish("cars196", root, jobs, link=link, expected=expected, progress=progress)
-    discard_unpacked(root)
-    return report
+    return finish("cars196", root, jobs, source=source, link=link, expected=expected, progress=progress)
 
 
 def _places(source: Path, root: Path) -> list[Path]:
@@ -60,45 +57,62 @@ def _find(places: list[Path], name: str) -> Path:
 
 
 def _from_one_table(file: Path, places: list[Path]) -> list[Job]:
-    content = _load(file)
-    images = _find(places, "car_ims").parent
-    names = [str(name) for name in content["class_names"]]
+    content = read_matlab(file)
+    images, names = _find(places, "car_ims").parent, _class_names(content, file)
     return [
-        _job(
-            "test" if int(row.test) else "train",
-            int(getattr(row, "class")),
-            names,
-            images / safe_relative(str(row.relative_im_path)),
-        )
-        for row in content["annotations"]
+        _job("test" if _number(row, "test", file) else "train", row, "relative_im_path", names, images, file)
+        for row in _rows(content, file)
     ]
 
 
 def _from_devkit(places: list[Path]) -> list[Job]:
-    names = [str(name) for name in _load(_find(places, "cars_meta.mat"))["class_names"]]
+    meta = _find(places, "cars_meta.mat")
+    names = _class_names(read_matlab(meta), meta)
     jobs = []
-    for split, table in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
-        images = _find(places, f"cars_{split}")
-        images = images / f"cars_{split}" if (images / f"cars_{split}").is_dir() else images
-        for row in _load(_find(places, table))["annotations"]:
-            if not hasattr(row, "class"):
+    for split, name in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        images = inner_folder(_find(places, f"cars_{split}"), f"cars_{split}")
+        table = _find(places, name)
+        for row in _rows(read_matlab(table), table):
+            if "class" not in row:
                 raise DataError(f"{table} has no classes: the devkit's test file without labels will not do")
-            jobs.append(_job(split, int(getattr(row, "class")), names, images / safe_relative(str(row.fname))))
+            jobs.append(_job(split, row, "fname", names, images, table))
     return jobs
 
 
-def _job(split: str, number: int, names: list[str], image: Path) -> Job:
+def _job(split: str, row: dict, path_field: str, names: list[str], images: Path, file: Path) -> Job:
+    path = row.get(path_field)
+    if not isinstance(path, str):
+        raise DataError(f"{file}: an annotation has no {path_field}")
+    image = images / safe_relative(path)
+    number = _number(row, "class", file)
     if not 1 <= number <= len(names):
         raise DataError(f"{image.name} is of class {number}, but there are {len(names)} class names")
-    return Job(f"{split}/{number:03d} {class_folder(names[number - 1])}/{image.name}", image)
+    return Job(f"{split}/{names[number - 1]}/{image.name}", image)
 
 
-def _load(file: Path) -> dict[str, Any]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
+def _number(row: dict, name: str, file: Path) -> int:
+    if not isinstance(row.get(name), int):
+        raise DataError(f"{file}: {name} of an annotation is no whole number")
+    return row[name]
 
-    try:
-        content = loadmat(file, squeeze_me=True, struct_as_record=False)
-    except (OSError, ValueError, TypeError, IndexError, NotImplementedError, MatReadError, zlib.error) as error:
-        raise DataError(f"{file} is no MATLAB file that can be read ({error})") from None
-    return {name: np.atleast_1d(value) for name, value in content.items() if not name.startswith("__")}
+
+def _rows(content: dict[str, Any], file: Path) -> list[dict]:
+    rows = _list(content, "annotations", file)
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{file}: its annotations have no fields")
+    return rows
+
+
+def _class_names(content: dict[str, Any], file: Path) -> list[str]:
+    """Folder names in the order of the class numbers."""
+    names = _list(content, "class_names", file)
+    if not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: class_names are not all text")
+    return class_folders((f"{i:03d} {name.replace('/', '-').strip()}" for i, name in enumerate(names, 1)), file)
+
+
+def _list(content: dict[str, Any], name: str, file: Path) -> list:
+    if name not in content:
+        raise DataError(f"{file} has no {name}")
+    # A list of one is not a list to MATLAB.
+    return content[name] if isinstance(content[name], list) else [content[name]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, finish, safe_relative
-from slca_fast.data.prepare.unpack import discard_unpacked, find_below, unpacked
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
+from slca_fast.data.prepare.sound import Job, safe_relative
+from slca_fast.data.prepare.tables import read_lines
+from slca_fast.data.prepare.unpack import find_below, unpacked
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
 
@@ -29,16 +31,14 @@ def prepare_cub200(
         split = "train" if is_train[image] == "1" else "test"
         jobs.append(Job(f"{split}/{path}", folder / "images" / path))
     expected = DATASETS["cub200"].counts if check_counts else None
-    report = finish("cub200", root, jobs, link=link, expected=expected, progress=progress)
-    discard_unpacked(root)
-    return report
+    return finish("cub200", root, jobs, source=source, link=link, expected=expected, progress=progress)
 
 
 def _table(file: Path) -> dict[str, str]:
-    try:
-        rows = [line.split() for line in file.read_text().splitlines() if line.strip()]
-        return {key: value for key, value in rows}
-    except FileNotFoundError:
-        raise DataError(f"no {file.name} in {file.parent}") from None
-    except ValueError:
-        raise DataError(f"{file}: expected two words per line") from None
+    rows = [line.split() for _, line in read_lines(file)]
+    if any(len(row) != 2 for row in rows):
+        raise DataError(f"{file}: expected two words per line")
+    table = {key: value for key, value in rows}
+    if len(table) < len(rows):
+        raise DataError(f"{file} lists an image twice")
+    return table

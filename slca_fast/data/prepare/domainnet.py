@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 
-from slca_fast.data.folder import DOMAIN_FILE
-from slca_fast.data.prepare.place import (
-    Job,
-    Link,
-    PrepareReport,
-    Progress,
-    class_folder,
-    finish,
-    safe_relative,
-)
-from slca_fast.data.prepare.unpack import discard_unpacked, unpacked
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
+from slca_fast.data.prepare.sound import Job, class_folders, safe_relative
+from slca_fast.data.prepare.tables import read_lines
+from slca_fast.data.prepare.unpack import unpacked
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError, UserError
-from slca_fast.files import replace_text
 
 DOMAINS = DATASETS["domainnet"].domains
 PUBLISHED = {
@@ -46,8 +38,7 @@ def prepare_domainnet(
     Writes <root>/{train,test}/<class>/<domain>/<image> and domains.json, the domains in task order; one domain
     (e.g. sketch) is an ordinary class-incremental data set.
     """
-    if isinstance(domains, str):
-        domains = (domains,)
+    domains = (domains,) if isinstance(domains, str) else tuple(domains)
     unknown = [name for name in domains if name not in DOMAINS]
     if unknown or len(set(domains)) < len(domains) or not domains:
         raise UserError(f"domains are {list(domains)}: give some of {', '.join(DOMAINS)}, each once")
@@ -60,35 +51,36 @@ def prepare_domainnet(
                 raise DataError(f"neither {domain}/ nor {domain}.zip in {source}")
             folder = unpacked(source / f"{domain}.zip", root)
         for split in ("train", "test"):
-            jobs += _jobs(source / f"{domain}_{split}.txt", split, domain, folder, class_of_label)
+            file = source / f"{domain}_{split}.txt"
+            jobs += _jobs(file, split, domain, folder, class_of_label)
+            class_folders(class_of_label.values(), file)
     expected = None
     if check_counts:
         num_train, num_test = (sum(PUBLISHED[d][i] for d in domains) for i in (0, 1))
         expected = num_train, num_test, DATASETS["domainnet"].num_classes
-    root.mkdir(parents=True, exist_ok=True)
-    replace_text(root / DOMAIN_FILE, json.dumps(list(domains)))
-    options = {"domains": list(domains)}
-    report = finish("domainnet", root, jobs, link=link, expected=expected, options=options, progress=progress)
-    discard_unpacked(root)
-    return report
+    return finish(
+        "domainnet",
+        root,
+        jobs,
+        source=source,
+        link=link,
+        expected=expected,
+        options={"domains": list(domains)},
+        domains=domains,
+        progress=progress,
+    )
 
 
 def _jobs(file: Path, split: str, domain: str, folder: Path, class_of_label: dict[int, str]) -> list[Job]:
-    try:
-        lines = file.read_text().splitlines()
-    except FileNotFoundError:
-        raise DataError(f"no {file.name} in {file.parent}") from None
     jobs = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         path, _, label = line.rpartition(" ")
         parts = safe_relative(path).split("/") if path else []
-        if len(parts) != 3 or parts[0] != domain or not label.isdigit():
-            raise DataError(f"{file}, line {number}: expected '{domain}/<class>/<image> <label>', found {line!r}")
-        if class_of_label.setdefault(int(label), parts[1]) != parts[1]:
-            raise DataError(
-                f"{file}, line {number}: label {label} is {parts[1]}, elsewhere {class_of_label[int(label)]}"
-            )
-        jobs.append(Job(f"{split}/{class_folder(parts[1])}/{domain}/{parts[2]}", folder.joinpath(*parts)))
+        if len(parts) != 3 or parts[0] != domain or not re.fullmatch(r"[0-9]{1,6}", label):
+            expected = f"expected '{domain}/<class>/<image> <label>'"
+            raise DataError(f"{file}, line {number}: {expected}, found {line[:200]!r}")
+        known = class_of_label.setdefault(int(label), parts[1])
+        if known != parts[1]:
+            raise DataError(f"{file}, line {number}: label {label} is {parts[1][:100]}, elsewhere {known[:100]}")
+        jobs.append(Job(f"{split}/{parts[1]}/{domain}/{parts[2]}", folder.joinpath(*parts)))
     return jobs

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slca_fast.data.prepare.place import Job, Link, PrepareReport, Progress, finish
+from slca_fast.data.folder import read_domain_names
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish, require_apart
+from slca_fast.data.prepare.sound import Job
 from slca_fast.data.prepare.split import images_by_class, seeded_split
-from slca_fast.data.prepare.unpack import discard_unpacked, unpacked
+from slca_fast.data.prepare.split_names import layout_of
+from slca_fast.data.prepare.unpack import unpacked
 from slca_fast.errors import DataError
 
 
@@ -20,32 +23,32 @@ def prepare_image_folder(
     check_counts: bool = True,
     progress: Progress | None = None,
 ) -> PrepareReport:
-    """``source``: ``train`` with ``val`` or ``test`` below it, or class folders (then split, stratified)."""
-    folder = _entered(unpacked(source, root))
-    splits = [name for name in ("test", "val") if (folder / name).is_dir()]
-    if (folder / "train").is_dir() and splits:
-        found = {"train": images_by_class(folder / "train"), "test": images_by_class(folder / splits[0])}
+    """``source``: ``train`` with ``test`` or ``val`` below it, or class folders (then split, stratified).
+
+    A single folder around them is entered. What is not used is named in the report.
+    """
+    require_apart(source, root)
+    layout = layout_of(unpacked(source, root))
+    folder = layout.folder
+    domains: tuple[str, ...] = ()
+    if layout.train is not None and layout.test is not None:
+        places = {"train": folder / layout.train, "test": folder / layout.test}
+        found = {split: images_by_class(place) for split, place in places.items()}
         if set(found["train"]) != set(found["test"]):
             odd = sorted(set(found["train"]) ^ set(found["test"]))
             raise DataError(f"{folder}: class {odd[0]} (and {len(odd) - 1} more) is in one split only")
-        places = {"train": folder / "train", "test": folder / splits[0]}
         jobs = [
             Job(f"{split}/{path}", places[split] / path)
             for split, images in found.items()
             for paths in images.values()
             for path in paths
         ]
-        options: dict = {"split": f"train and {splits[0]} as found"}
+        options: dict = {"split": f"{layout.train} and {layout.test} as found"}
+        domains = read_domain_names(folder)
     else:
         split = seeded_split(images_by_class(folder), test_fraction, seed)
         jobs = [Job(f"{name}/{path}", folder / path) for name, paths in split.items() for path in sorted(paths)]
         options = {"split": f"seed {seed}", "test_fraction": test_fraction}
-    report = finish("folder", root, jobs, link=link, options=options, progress=progress)
-    discard_unpacked(root)
-    return report
-
-
-def _entered(folder: Path) -> Path:
-    """An archive often holds a single folder with everything in it."""
-    children = [child for child in folder.iterdir() if not child.name.startswith(".")]
-    return children[0] if len(children) == 1 and children[0].is_dir() else folder
+    if layout.left_out:
+        options["left_out"] = list(layout.left_out)
+    return finish("folder", root, jobs, source=source, link=link, options=options, domains=domains, progress=progress)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish, require_apart
 from slca_fast.data.prepare.split import split_class_folders
-from slca_fast.data.prepare.unpack import discard_unpacked, inner_folder, unpacked
+from slca_fast.data.prepare.unpack import inner_folder, unpacked
 from slca_fast.datasets import DATASETS
 
 
@@ -26,8 +26,8 @@ def prepare_imagenet_r(
     The published splits are fixed lists and not interchangeable; which one was used is recorded in prepared.json.
     """
     folder = inner_folder(unpacked(source, root), "imagenet-r")
+    require_apart(folder, root)
     jobs, options = split_class_folders(folder, seed, train_list, test_list)
     expected = DATASETS["imagenet-r"].counts if check_counts else None
-    report = finish("imagenet-r", root, jobs, link=link, expected=expected, options=options, progress=progress)
-    discard_unpacked(root)
-    return report
+    known = {"source": source, "link": link, "options": options}
+    return finish("imagenet-r", root, jobs, expected=expected, progress=progress, **known)

@@ -10,16 +10,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
-from slca_fast.data.folder import EXTENSIONS
-from slca_fast.errors import DataError
+from slca_fast.data.folder import DOMAIN_FILE
+from slca_fast.data.prepare.sound import Job, require_files, require_names
+from slca_fast.data.walk import find_images
+from slca_fast.errors import DataError, UserError
 from slca_fast.files import replace_text, replacing
 
 Link = Literal["hard", "copy"]
 Progress = Callable[[int, int], None]
 RECORD = "prepared.json"
+UNPACKED = ".unpacked"
 
 
 @dataclass(frozen=True)
@@ -39,30 +42,16 @@ class PrepareReport:
         return (
             f"{self.dataset}: {self.num_train} train and {self.num_test} test images of {self.num_classes} classes "
             f"in {self.root} ({self.num_new} new)"
-        )
+        ) + (f"; left out: {', '.join(self.options['left_out'])}" if self.options.get("left_out") else "")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One image to be: ``make`` writes it to the path it is given, or ``source`` is linked there."""
-
-    target: str
-    """Relative to the root, e.g. train/ant/0.jpg."""
-    source: Path | None = None
-    make: Callable[[Path], None] | None = None
-
-
-def safe_relative(name: str) -> str:
-    """A path from a list or an archive, normalised; DataError if it would lead outside."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
-        raise DataError(f"the path {name!r} leads outside the folder it belongs to")
-    return str(path)
-
-
-def class_folder(name: str) -> str:
-    """A class name as one folder name."""
-    return name.replace("/", "-").strip()
+def require_apart(source: Path, root: Path) -> None:
+    """UserError when ``root`` would be made in ``source`` or ``source`` lies where the images of ``root`` go."""
+    source, root = source.resolve(), root.resolve()
+    if root == source or source in root.parents:
+        raise UserError(f"--root {root} lies in --source {source}: give a folder outside it")
+    if any(place == source or place in source.parents for place in (root / "train", root / "test")):
+        raise UserError(f"--source {source} lies where --root {root} keeps its images: give another --root")
 
 
 def finish(
@@ -70,34 +59,48 @@ def finish(
     root: Path,
     jobs: Sequence[Job],
     *,
+    source: Path | None = None,
     link: Link = "hard",
     expected: tuple[int, int, int] | None = None,
     options: dict | None = None,
+    domains: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> PrepareReport:
     """Do all jobs, check that exactly these images are there, and record it.
 
-    expected: published numbers of (train images, test images, classes), checked before anything is written.
-    Raises DataError when the numbers differ, a target occurs twice, or foreign images are in the way.
+    source: the user's folder or archive, which no job's file may lie outside of.
+    expected: published numbers of (train images, test images, classes).
+    domains: names for domains.json.
+    Raises DataError before anything is written when the numbers differ, a target occurs twice or cannot be a file's
+    name, a source is missing or no regular file, or foreign images are in the way.
     """
     targets = Counter(job.target for job in jobs)
+    require_names(targets)
     if len(targets) < len(jobs):
         raise DataError(f"{targets.most_common(1)[0][0]} occurs twice")
     counts = _counts(targets)
+    if min(counts) == 0:
+        raise DataError(f"{dataset}: {_as_text(counts)}, and both must have some")
     if expected is not None and counts != expected:
         raise DataError(
             f"{dataset}: {_as_text(counts)} where the published data set has {_as_text(expected)}"
             + _swapped(counts, expected)
             + " (--check_counts false skips this check)"
         )
+    if source is not None:
+        require_files(jobs, (source, root / UNPACKED))
     _require_room(root, targets)
+    if domains:
+        root.mkdir(parents=True, exist_ok=True)
+        replace_text(root / DOMAIN_FILE, json.dumps(list(domains)))
+    elif (root / DOMAIN_FILE).exists():
+        raise DataError(f"{root / DOMAIN_FILE} is of another data set: give an empty --root")
     num_new = _run(root, jobs, link, progress)
     there = set(_images(root))
     if there != set(targets):
         odd = sorted(there ^ set(targets))
         raise DataError(f"{root} does not hold what was prepared: {odd[0]} and {len(odd) - 1} more")
     report = PrepareReport(dataset, str(root), *counts, num_new=num_new, options=options or {})
-    root.mkdir(parents=True, exist_ok=True)
     replace_text(root / RECORD, json.dumps(asdict(report), indent=1))
     return report
 
@@ -144,10 +147,8 @@ def _place(source: Path, target: Path, link: Link) -> None:
 
 def _images(root: Path) -> Iterable[str]:
     for split in ("train", "test"):
-        for folder, _, names in os.walk(root / split):
-            for name in names:
-                if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                    yield os.path.relpath(os.path.join(folder, name), root)
+        if (root / split).is_dir():
+            yield from (os.path.join(*where) for where in find_images(root, split).images)
 
 
 def _require_room(root: Path, targets: Counter) -> None:

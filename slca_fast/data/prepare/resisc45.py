@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
+from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish, require_apart
 from slca_fast.data.prepare.split import split_class_folders
-from slca_fast.data.prepare.unpack import discard_unpacked, inner_folder, unpacked
+from slca_fast.data.prepare.unpack import inner_folder, unpacked
 from slca_fast.datasets import DATASETS
 
 
@@ -28,8 +28,8 @@ def prepare_resisc45(
     used is recorded in prepared.json.
     """
     folder = inner_folder(unpacked(source, root), "NWPU-RESISC45")
+    require_apart(folder, root)
     jobs, options = split_class_folders(folder, seed, train_list, test_list)
     expected = DATASETS["resisc45"].counts if check_counts else None
-    report = finish("resisc45", root, jobs, link=link, expected=expected, options=options, progress=progress)
-    discard_unpacked(root)
-    return report
+    known = {"source": source, "link": link, "options": options}
+    return finish("resisc45", root, jobs, expected=expected, progress=progress, **known)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from slca_fast.data.folder import EXTENSIONS
-from slca_fast.data.prepare.place import Job, safe_relative
+from slca_fast.data.prepare.sound import Job, safe_relative
+from slca_fast.data.prepare.tables import read_bytes, read_list
+from slca_fast.data.walk import find_images, subfolders
 from slca_fast.errors import DataError, UserError
 
 _TEST_FRACTION = 0.2
@@ -30,27 +30,22 @@ def split_class_folders(
     else:
         lists = {"train": Path(train_list), "test": Path(test_list)}
         split = listed_split(images, lists)
-        options = {"split": {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in lists.items()}}
+        options = {"split": {name: hashlib.sha256(read_bytes(file)).hexdigest() for name, file in lists.items()}}
     return [Job(f"{name}/{path}", folder / path) for name, paths in split.items() for path in sorted(paths)], options
 
 
 def images_by_class(folder: Path) -> dict[str, list[str]]:
-    """{class: sorted image paths relative to folder} of ``<folder>/<class>/**/<image>``."""
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    images = {name: sorted(_images_below(folder, name)) for name in classes}
+    """{class: sorted image paths relative to folder} of ``<folder>/<class>/**/<image>``; DataError for bad files."""
+    classes = {name: find_images(folder, name) for name in subfolders(folder)}
+    problems = [problem for found in classes.values() for problem in found.problems]
+    if problems:
+        path, reason = problems[0]
+        raise DataError(f"{folder / path}: {reason}" + (f" (and {len(problems) - 1} more)" if problems[1:] else ""))
+    images = {name: sorted(os.path.join(*where) for where in found.images) for name, found in classes.items()}
     empty = [name for name, paths in images.items() if not paths]
     if not classes or empty:
         raise DataError(f"{folder}: " + (f"no images of class {empty[0]}" if empty else "no class folders"))
     return images
-
-
-def _images_below(folder: Path, name: str) -> list[str]:
-    return [
-        os.path.relpath(os.path.join(parent, file), folder)
-        for parent, _, files in os.walk(folder / name)
-        for file in files
-        if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-    ]
 
 
 def seeded_split(images: dict[str, list[str]], test_fraction: float, seed: int) -> dict[str, set[str]]:
@@ -97,12 +92,3 @@ def listed_split(images: dict[str, list[str]], lists: dict[str, Path]) -> dict[s
     if both:
         raise DataError(f"{sorted(both)[0]} is listed for train and for test ({len(both)} such files)")
     return split
-
-
-def read_list(file: Path) -> Sequence[str]:
-    """First word of each line that is not empty."""
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error})") from None
-    return [line.split()[0] for line in lines if line.strip()]

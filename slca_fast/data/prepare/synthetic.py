@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from slca_fast.data.folder import DOMAIN_FILE
-from slca_fast.data.prepare.place import Job, PrepareReport, Progress, finish
+from slca_fast.data.prepare.place import PrepareReport, Progress, finish
+from slca_fast.data.prepare.sound import Job
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import UserError, did_you_mean
-from slca_fast.files import replace_text
 
 _QUALITY = 92
 _TRAIN, _TEST = 0, 1
@@ -70,12 +69,8 @@ def prepare_synthetic(
                     key = (seed, _TRAIN if split == "train" else _TEST, c, d, i)
                     make = functools.partial(_save, key, side, shape.side_spread)
                     jobs.append(Job(f"{split}/class{c:0{digits}d}/{below}{i:05d}.jpg", make=make))
-    if domains:
-        names = '", "'.join(domains)
-        root.mkdir(parents=True, exist_ok=True)
-        replace_text(root / DOMAIN_FILE, f'["{names}"]')
     options = {"like": like, "scale": scale, "seed": seed, "side": side}
-    return finish("synthetic", root, jobs, options=options, progress=progress)
+    return finish("synthetic", root, jobs, options=options, domains=domains, progress=progress)
 
 
 def _save(key: tuple[int, ...], side: float, side_spread: float, path: Path) -> None:
