@@ -20,7 +20,7 @@ from slca_fast.machine.process import steady_process
 from slca_fast.machine.ranks import ALONE, Ranks
 from slca_fast.metrics import summary_metrics
 from slca_fast.runs.checkpoints import Checkpoints
-from slca_fast.runs.clock import Clock
+from slca_fast.runs.clock import Clock, Sparingly
 from slca_fast.runs.facts import run_facts
 from slca_fast.runs.observer import Observer
 from slca_fast.runs.setup import Setup, set_up
@@ -81,6 +81,8 @@ class Experiment:
         self.config, self.plan, self.stream, self.folder = setup.config, setup.plan, setup.stream, setup.folder
         self.learned, self.execution, self.device = setup.learned, setup.execution, setup.device
         self.results = list(setup.results)
+        # Its size grows with the tasks; metrics.jsonl has every task in the meantime.
+        self.summaries, self.num_summarised = Sparingly(share=0.05), len(setup.results)
         self.checkpoints = Checkpoints(setup, ranks, clock)
         self.position, self.optimizer_state = setup.position, setup.optimizer_state
 
@@ -200,7 +202,10 @@ class Experiment:
         self.observer.phase_started("evaluation", images.num_images)
         with self._interruptible("evaluation"):
             features, labels = self._features(images, self.observer.advanced)
-            self.results.append(evaluate(self.learned.classifier, features, labels, self.plan))
+            result = evaluate(self.learned.classifier, features, labels, self.plan)
+        if self.results:
+            self.results[-1] = dataclasses.replace(self.results[-1], confusion=None)
+        self.results.append(result)
 
     def _features(
         self, images: ImageSet, on_step: Callable[[int], None] = lambda num_images: None
@@ -212,12 +217,16 @@ class Experiment:
         result = self.results[-1]
         self.folder.log("task", task=task, accuracy=result.accuracy, top5=result.top5, per_task=result.per_task)
         self.position, self.learned.kept = Position(task + 1), {}
+        if self.ranks.is_first:
+            # Before the checkpoint that counts on it.
+            self.folder.results.append(task, result)
         self._save(None)
-        self._write_summary("running")
+        if self.ranks.is_first and task + 1 < self.plan.num_tasks and self.summaries.due():
+            self._write_summary("running")
         self.observer.task_finished(task, self.plan.num_tasks, result)
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        self.checkpoints.save(self.position, self.results, optimizer)
+        self.checkpoints.save(self.position, self.results[-1] if self.results else None, optimizer)
 
     def _stop_if_asked(self) -> None:
         if self.ranks.any(self.should_stop()):
@@ -226,6 +235,8 @@ class Experiment:
     def _stop_at(self, position: Position, optimizer: torch.optim.Optimizer | None) -> NoReturn:
         self.position = position
         self._save(optimizer)
+        if self.num_summarised < len(self.results):
+            self._write_summary("running")
         raise Interrupted(self.folder.path) from None
 
     @contextmanager
@@ -244,5 +255,9 @@ class Experiment:
         if not self.ranks.is_first:
             return {**summary_metrics(self.results), "status": status}
         replace_json(self.folder.path / "problems.json", self.setup.problems)
-        facts = run_facts(self.setup, self.clock, len(self.results))
-        return write_results(self.folder.path, self.results, {"status": status, "num_ranks": self.ranks.size, **facts})
+        with self.summaries.doing():
+            facts = run_facts(self.setup, self.clock, len(self.results))
+            facts = {"status": status, "num_ranks": self.ranks.size, **facts}
+            summary = write_results(self.folder.path, self.results, facts)
+        self.num_summarised = len(self.results)
+        return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ def write_results(folder: Path, results: Sequence[TaskResult], facts: dict[str, 
     matrix = accuracy_matrix(results)
     rows = [[t, *("" if a is None else f"{a:.4f}" for a in row)] for t, row in enumerate(matrix, start=1)]
     replace_text(folder / "accuracy_matrix.csv", _csv([header, *rows]))
-    replace_text(folder / "confusion.csv", _csv(results[-1].confusion.tolist()))
+    if (confusion := results[-1].confusion) is not None:
+        replace_text(folder / "confusion.csv", _csv(confusion.rows()))
     replace_json(folder / "summary.json", summary)
     return summary
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
+def _csv(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
