@@ -60,6 +60,8 @@ def dense_results(results: Sequence[Mapping[str, Any]]) -> tuple[TaskResult, ...
 
     Raises KeyError, TypeError and ValueError for what no run can have written.
     """
+    if not all(isinstance(values, Mapping) for values in results):
+        raise ValueError("results are not tables")
     made = [TaskResult.from_dict(values) for values in results]
     if made:
         counts_CC = np.asarray(results[-1]["confusion"], dtype=np.int64)
