@@ -14,18 +14,15 @@ from torch import Tensor
 from slca_fast.config import Config
 from slca_fast.data.stream import ImageSet
 from slca_fast.errors import UserError
-from slca_fast.files import replace_json
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.machine.process import steady_process
 from slca_fast.machine.ranks import ALONE, Ranks
-from slca_fast.metrics import summary_metrics
 from slca_fast.runs.checkpoints import Checkpoints
-from slca_fast.runs.clock import Clock, Sparingly
-from slca_fast.runs.facts import run_facts
+from slca_fast.runs.clock import Clock
 from slca_fast.runs.observer import Observer
 from slca_fast.runs.setup import Setup, set_up
 from slca_fast.runs.state import Position
-from slca_fast.runs.summary import write_results
+from slca_fast.runs.summary import Summaries
 from slca_fast.training.evaluation import evaluate
 from slca_fast.training.features import StoppedPass, extract_features
 from slca_fast.training.stage1 import EpochReport, Stage1, Stopped
@@ -81,8 +78,7 @@ class Experiment:
         self.config, self.plan, self.stream, self.folder = setup.config, setup.plan, setup.stream, setup.folder
         self.learned, self.execution, self.device = setup.learned, setup.execution, setup.device
         self.results = list(setup.results)
-        # Its size grows with the tasks; metrics.jsonl has every task in the meantime.
-        self.summaries, self.num_summarised = Sparingly(share=0.05), len(setup.results)
+        self.summaries = Summaries(setup, ranks, clock)
         self.checkpoints = Checkpoints(setup, ranks, clock)
         self.position, self.optimizer_state = setup.position, setup.optimizer_state
 
@@ -90,7 +86,7 @@ class Experiment:
         """The main loop of the paper."""
         if self.position.task == self.plan.num_tasks:
             summary = self.ranks.from_first(self.folder.summary)
-            return self._write_summary("complete") if summary is None else summary
+            return self.summaries.write("complete", self.results) if summary is None else summary
         if self.execution.compiled:
             with self.clock.phase("compile"):
                 self.learned.backbone.warm_up(self.config.data.image_size, self.execution.precision)
@@ -101,7 +97,7 @@ class Experiment:
             self._classify(task)
             self._evaluate(self.stream.seen_test(task))
             self._finish(task)
-        return self._write_summary("complete")
+        return self.summaries.write("complete", self.results)
 
     def _train(self, images: ImageSet, task: int) -> None:
         """Stage 1."""
@@ -221,8 +217,8 @@ class Experiment:
             # Before the checkpoint that counts on it.
             self.folder.results.append(task, result)
         self._save(None)
-        if self.ranks.is_first and task + 1 < self.plan.num_tasks and self.summaries.due():
-            self._write_summary("running")
+        if task + 1 < self.plan.num_tasks and self.summaries.due():
+            self.summaries.write("running", self.results)
         self.observer.task_finished(task, self.plan.num_tasks, result)
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -235,8 +231,8 @@ class Experiment:
     def _stop_at(self, position: Position, optimizer: torch.optim.Optimizer | None) -> NoReturn:
         self.position = position
         self._save(optimizer)
-        if self.num_summarised < len(self.results):
-            self._write_summary("running")
+        if self.summaries.behind(self.results):
+            self.summaries.write("running", self.results)
         raise Interrupted(self.folder.path) from None
 
     @contextmanager
@@ -250,14 +246,3 @@ class Experiment:
             self._stop_at(self.position, None)
         except torch.OutOfMemoryError as error:
             raise UserError(OUT_OF_MEMORY.format(where=f"a pass over the images on {self.device}")) from error
-
-    def _write_summary(self, status: str) -> dict[str, Any]:
-        if not self.ranks.is_first:
-            return {**summary_metrics(self.results), "status": status}
-        replace_json(self.folder.path / "problems.json", self.setup.problems)
-        with self.summaries.doing():
-            facts = run_facts(self.setup, self.clock, len(self.results))
-            facts = {"status": status, "num_ranks": self.ranks.size, **facts}
-            summary = write_results(self.folder.path, self.results, facts)
-        self.num_summarised = len(self.results)
-        return summary

@@ -89,22 +89,3 @@ class Clock:
         self.train_seconds += train
         self.checkpoint_seconds += checkpoint
         self._earlier_exchange += exchange
-
-
-class Sparingly:
-    """Lets something be done again once it takes no more than ``share`` of the time since it was done."""
-
-    def __init__(self, share: float) -> None:
-        self._pause_per_second, self._done_at, self._seconds = 1 / share - 1, 0.0, 0.0
-
-    def due(self) -> bool:
-        """True before the first time."""
-        return time.monotonic() - self._done_at >= self._pause_per_second * self._seconds
-
-    @contextmanager
-    def doing(self) -> Iterator[None]:
-        """The time within is what doing it takes."""
-        began = time.monotonic()
-        yield
-        self._done_at = time.monotonic()
-        self._seconds = self._done_at - began

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from slca_fast.metrics import Confusion, TaskResult
 
@@ -71,3 +73,15 @@ def dense_results(results: Sequence[Mapping[str, Any]]) -> tuple[TaskResult, ...
         cell_K3 = np.stack([true_K, predicted_K, counts_CC[true_K, predicted_K]], axis=1)
         made[-1] = dataclasses.replace(made[-1], confusion=Confusion(len(counts_CC), cell_K3))
     return tuple(made)
+
+
+def stacked_heads(heads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A checkpoint's heads as one weight and one bias; versions before 0.2 kept one of each per task.
+
+    Raises KeyError for other names.
+    """
+    if "weight" in heads:
+        return heads
+    tasks = range(len(heads) // 2)
+    empty = torch.empty(0)
+    return {name: torch.cat([heads[f"heads.{t}.{name}"] for t in tasks] or [empty]) for name in ("weight", "bias")}
