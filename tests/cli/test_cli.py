@@ -18,7 +18,7 @@ from helpers import TINY_ARGS, slca_fast, write_images
 from slca_fast.cli import main
 from slca_fast.cli.config_args import load_source, parse_overrides
 from slca_fast.config_file import config_from_dict, config_to_dict, config_to_yaml
-from slca_fast.methods.presets import DATASETS, METHODS, PRESETS, method_of_config
+from slca_fast.methods.presets import DATASETS, METHODS, PRESETS
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_arguments_of_the_model_are_changed_one_by_one_or_replaced_as_the_help_s
 def test_every_method_is_told_by_its_configuration() -> None:
     for name, make in PRESETS.items():
         words = ["slcapp"] if name == "demo" else [word for word in name.split("-") if word in METHODS]
-        assert method_of_config(make()) == words[0], name
+        assert make().method == words[0], name
 
 
 def test_a_run_repeated_from_its_configuration_keeps_name_and_method(images, tmp_path, monkeypatch, capsys) -> None:
