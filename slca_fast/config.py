@@ -131,6 +131,16 @@ class LoraConfig:
         _require(len(self.targets) > 0, "model.lora.targets", list(self.targets), "name at least one layer kind")
 
 
+_LOADER = """
+cache_dir cfg checkpoint checkpoint_path default_cfg device dtype exportable external_default_cfg feature_cfg
+feature_cls features_only kwargs_filter model model_cfg model_name no_jit num_classes out_indices pretrained
+pretrained_cfg pretrained_cfg_overlay pretrained_custom_load pretrained_filter_fn pretrained_model_args
+pretrained_strict pruned scriptable variant
+"""
+LOADER_ARGUMENTS = frozenset(_LOADER.split())
+"""Arguments of timm that read files, fetch weights or change what is built; a received run could act through them."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The pre-trained backbone and which of its parameters learn."""
@@ -157,6 +167,13 @@ class ModelConfig:
             self.lora.rank,
             "LoRA needs --model.trainable hybrid",
         )
+        for name in self.kwargs:
+            _require(
+                name not in LOADER_ARGUMENTS,
+                f"model.kwargs.{name}",
+                self.kwargs[name],
+                "this argument of timm is not for a run: weights come from --model.checkpoint or --model.pretrained",
+            )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from slca_fast import files
-from slca_fast.config_file import read_config_file
+from slca_fast.config import Config
+from slca_fast.config_file import config_from_dict, read_config_file
 from slca_fast.errors import UserError
 from slca_fast.methods.base import Method
 from slca_fast.runs.old_runs import with_method
@@ -38,6 +39,15 @@ def read_config(path: Path) -> dict[str, Any]:
     values = read_config_file(path / "config.yaml")
     values.pop("preset", None)
     return with_method(values)
+
+
+def run_config(path: Path) -> Config:
+    """The configuration of the run in ``path``; raises UserError naming its ``config.yaml`` when it is none."""
+    values = read_config(path)
+    try:
+        return config_from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'}: {error}") from error
 
 
 def positions(checkpoints: Path) -> list[Path]:
