@@ -5,11 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from slca_fast.metrics import TaskResult, summary_metrics
+from slca_fast.metrics import (
+    METRICS,
+    TaskResult,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    last_accuracy,
+    metric_named,
+    summary_metrics,
+)
 from slca_fast.model.head import LinearClassifier
 from slca_fast.tasks import TaskPlan
 from slca_fast.training.evaluation import evaluate
+
+FUNCTIONS = [metric.function for metric in METRICS if metric.function is not None]
 
 
 def result(accuracy: float, *per_task: float) -> TaskResult:
@@ -31,9 +44,59 @@ def test_forgetting_takes_the_best_before_the_last_task() -> None:
     assert metrics["forgetting"] == pytest.approx(((95 - 90) + 0) / 2)
 
 
-def test_one_task_forgets_nothing() -> None:
+def test_one_task_leaves_forgetting_and_transfer_undefined() -> None:
     metrics = summary_metrics([result(88, 88)])
-    assert metrics["forgetting"] == 0 and metrics["backward_transfer"] == 0
+    assert metrics["forgetting"] is None and metrics["backward_transfer"] is None
+    assert metrics["last_accuracy"] == 88 and metrics["average_incremental_accuracy"] == 88
+
+
+def test_nothing_is_defined_before_the_first_task() -> None:
+    assert [function((), ()) for function in FUNCTIONS] == [None] * len(FUNCTIONS)
+
+
+def test_what_was_not_measured_makes_a_mean_undefined_but_for_an_earlier_best() -> None:
+    # Task 0: 90, not measured, 50; task 1: 80, then 85.
+    curve, matrix = (90.0, None, 60.0), ((90.0,), (None, 80.0), (50.0, 85.0, 45.0))
+    assert last_accuracy(curve, matrix) == 60 and average_incremental_accuracy(curve, matrix) is None
+    assert forgetting(curve, matrix) == pytest.approx((40 - 5) / 2)
+    assert backward_transfer(curve, matrix) == pytest.approx((-40 + 5) / 2)
+    unknown_end = (*matrix[:2], (50.0, None, 45.0))
+    assert forgetting(curve, unknown_end) is None and backward_transfer(curve, unknown_end) is None
+    unknown_start = ((None,), (70.0, 80.0), matrix[2])
+    assert forgetting(curve, unknown_start) == pytest.approx((20 - 5) / 2)
+    assert backward_transfer(curve, unknown_start) is None
+    assert forgetting(curve, ((90.0,), (), ())) is None
+
+
+def test_a_task_without_test_images_is_not_measured() -> None:
+    metrics = summary_metrics([result(90, 90), result(75, 75, float("nan"))])
+    assert metrics["accuracy_matrix"] == [[90, None], [75, None]] and metrics["forgetting"] == 15
+
+
+PERCENT = st.floats(0, 100, allow_subnormal=False)
+
+
+@given(
+    st.integers(2, 12).flatmap(lambda n: st.lists(st.lists(PERCENT, min_size=n, max_size=n), min_size=n, max_size=n))
+)
+def test_the_functions_are_their_equations_to_the_last_bit(square: list[list[float]]) -> None:
+    matrix_TT = np.where(np.tri(len(square), dtype=bool), square, np.nan)
+    results = [result(row[0], *row[: t + 1]) for t, row in enumerate(square)]
+    metrics, last = summary_metrics(results), len(square) - 1
+    assert metrics["last_accuracy"] == square[-1][0]
+    assert metrics["average_incremental_accuracy"] == np.mean([row[0] for row in square])
+    drops = [np.nanmax(matrix_TT[:last, k]) - matrix_TT[last, k] for k in range(last)]
+    assert metrics["forgetting"] == np.mean(drops)
+    assert metrics["backward_transfer"] == np.mean([matrix_TT[last, k] - matrix_TT[k, k] for k in range(last)])
+    assert metrics["forgetting"] >= -metrics["backward_transfer"] - 1e-9
+
+
+def test_numbers_as_they_are_written() -> None:
+    seconds, memory = metric_named("total_seconds"), metric_named("peak_memory_bytes")
+    assert seconds.text(1234.56, 1) == "1,234.6" and seconds.text(None, 1) == "–"
+    assert memory.text(3 * 2**29, memory.decimals) == "1.50"
+    assert memory.spread_text(2**31, 2**28, 2) == "2.00 ± 0.25"
+    assert seconds.spread_text(90.0, None, 0) == "90" and seconds.spread_text(None, None, 0) == "–"
 
 
 def test_accuracy_is_over_images_not_over_tasks() -> None:

@@ -7,8 +7,10 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from slca_fast import metrics
 from slca_fast.metrics import TaskResult
 from slca_fast.runs.observer import Observer
+from slca_fast.runs.record import RunRecord
 from slca_fast.training.stage1 import EpochReport
 
 
@@ -110,6 +112,14 @@ class Bars(Observer):
 
     def closed(self) -> None:
         self.progress.stop()
+
+
+def outcome_text(run: RunRecord) -> str:
+    """One line on a finished run: the metrics of its accuracies that tables show, and the seconds it took."""
+    shown = [metric for metric in metrics.columns() if metric.function is not None]
+    texts = [f"{metric.heading} {metric.text(run.metric(metric.name), metric.decimals)}" for metric in shown]
+    seconds = metrics.metric_named("total_seconds")
+    return ", ".join([*texts, f"{seconds.text(run.metric(seconds.name), seconds.decimals)} s"])
 
 
 def _epoch_text(report: EpochReport, accuracy: dict[str, float]) -> str:

@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--output", type=Path, help="file of the comparison (default: comparison.html)")
     options = parser.parse_args(argv)
-    from slca_fast.report.pages import compare_runs, comparison_table, write_report
+    from slca_fast.report.comparison_page import compare_runs
+    from slca_fast.report.comparison_table import comparison_table
+    from slca_fast.report.run_page import write_report
 
     console = Console()
     if len(options.runs) == 1 and options.output is None:

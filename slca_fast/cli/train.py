@@ -106,12 +106,12 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, argv: Sequence[str]) -> int:
-    from slca_fast.cli.console import observer_for
+    from slca_fast.cli.console import observer_for, outcome_text
     from slca_fast.experiment import Interrupted, run
     from slca_fast.machine.environment import pick_device
     from slca_fast.machine.ranks import join_ranks, restarted
-    from slca_fast.report.pages import comparison_table, write_report
     from slca_fast.runs.observer import Observer
+    from slca_fast.runs.reading import read_run
 
     ranks = join_ranks(any(pick_device(config.runtime.device).type == "cuda" for _, config in runs))
     console = Console(stderr=False)
@@ -151,17 +151,18 @@ def _train_all(runs: list[tuple[Source, Config]], options: argparse.Namespace, a
             continue
         if profiler is not None:
             console.print(f"profile: {profiler.write(folder, summary)}", highlight=False, markup=False, soft_wrap=True)
+        from slca_fast.report.run_page import write_report
+
         report = write_report(folder)
         done.append(folder)
         console.print(
-            f"{prefix}Last {summary['last_accuracy']:.2f}, Inc {summary['average_incremental_accuracy']:.2f}, "
-            f"forgetting {summary['forgetting']:.2f}, {summary['total_seconds']:.1f} s; report: {report}",
+            f"{prefix}{outcome_text(read_run(folder))}; report: {report}",
             highlight=False,
             markup=False,
             soft_wrap=True,
         )
     if len(done) > 1:
-        _compare(done, console, comparison_table)
+        _compare(done, console)
     ranks.leave()
     return 0
 
@@ -180,8 +181,9 @@ def _which_resume(configs: list[Config], resumed: bool, insist: bool) -> list[bo
     return [begun(folder) for folder in folders]
 
 
-def _compare(done: list[Path], console: Console, comparison_table) -> None:
-    from slca_fast.report.pages import compare_runs
+def _compare(done: list[Path], console: Console) -> None:
+    from slca_fast.report.comparison_page import compare_runs
+    from slca_fast.report.comparison_table import comparison_table
 
     console.print(comparison_table(done))
     parent = Path(os.path.commonpath(done))

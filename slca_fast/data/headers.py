@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
@@ -16,6 +15,7 @@ from typing import Any
 from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing
 from slca_fast.data.images import BadImage, Header, check_megapixels, read_header
+from slca_fast.files import replace_text
 
 _CHUNK = 64
 _FORMAT_VERSION = 1
@@ -59,9 +59,7 @@ class HeaderStore:
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False) as file:
-                json.dump({"version": _FORMAT_VERSION, "files": self._seen}, file)
-            os.replace(file.name, self._file)
+            replace_text(self._file, json.dumps({"version": _FORMAT_VERSION, "files": self._seen}))
         except OSError as error:
             _log.warning("the index is not remembered: %s cannot be written (%s)", self._file, error.strerror)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from slca_fast.files import replace_bytes, replace_text
 
 from .glyphs import ASCII_FONTS, CHARACTERS, MEAN, STD, UNICODE_FONTS, LetterBatches, build_atlas, learning_rate
 
@@ -67,7 +68,7 @@ def pretrain(
     The final LayerNorm keeps weight 1 and bias 0, so a fresh one may replace it and features stay the same.
     Raises ValueError for digits among `characters`.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
     from timm import create_model
 
     output = Path(output)
@@ -124,12 +125,8 @@ def pretrain(
         held_out = LetterBatches(atlas, kwargs["img_size"], seed + 1_000_003)
         info["letter_accuracy_percent"] = round(letter_accuracy(model, held_out, evaluate), 2)
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    save_file(weights, str(partial), metadata={"format": "pt"})
-    os.chmod(partial, 0o644)  # safetensors writes for the owner only
-    os.replace(partial, output)
-    text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
-    output.with_suffix(".json").write_text(text, encoding="utf-8")
+    replace_bytes(output, save(weights, metadata={"format": "pt"}))
+    replace_text(output.with_suffix(".json"), json.dumps(info, indent=2, ensure_ascii=False) + "\n")
     return info
 
 

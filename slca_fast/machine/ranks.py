@@ -84,6 +84,8 @@ class Ranks:
         sizes[self.rank :: self.size] = torch.tensor([0 if c is None else len(c) for c in chunks], dtype=torch.int64)
         with self._exchange():
             dist.all_reduce(sizes)
+        if not sizes.any():
+            return []
         filled = [chunk for chunk in chunks if chunk is not None]
         shape, dtype, device = self._common_form(filled[0] if filled else None)
         longest = max(int(sizes[r :: self.size].sum()) for r in range(self.size))

@@ -40,7 +40,8 @@ def align_classifier(
 
     ``task_sizes`` cuts the C classes into the tasks in which they arrived; the last task is the current one t.
     Every epoch draws ``samples_per_class`` features of each class from its Gaussian, shuffles them and makes one pass
-    of C SGD steps with the task-normalized cross-entropy (SLCA Sec. 4.2; SLCA++ Sec. 4.3). ``mean_scaling`` is SLCA's
+    of as many SGD steps with the task-normalized cross-entropy (SLCA Sec. 4.2; SLCA++ Sec. 4.3). A class without rows
+    (a domain may lack one) has no samples of its own, others are told from it. ``mean_scaling`` is SLCA's
     scaling of the class means by 0.9 + 0.1 (t_c + 1)/(t + 1), ``feature_scale`` SLCA++'s random shrinking of old
     tasks' samples; they exclude each other. ``fold`` multiplies the weights of head k by SLCA++'s inference scale,
     1 + feature_scale (t - k), so that plain logits are the scaled ones; do not align such weights again.
@@ -52,12 +53,15 @@ def align_classifier(
     num_classes, dim = weight_CD.shape
     if gaussians.feature_dim != dim:
         raise ValueError(f"the Gaussians have width {gaussians.feature_dim} but weight has {dim} columns")
-    if len(gaussians.counts) != num_classes:
-        raise ValueError(f"there are Gaussians for {len(gaussians.counts)} classes but weight has {num_classes} rows")
+    known = gaussians.counts.nonzero().flatten().tolist()
+    if not known or gaussians.num_classes > num_classes:
+        raise ValueError(f"there are Gaussians for {gaussians.num_classes} classes but weight has {num_classes} rows")
     age_C = torch.as_tensor(task_age(task_sizes), dtype=torch.float32)
     scaling = age_scaling(mean_scaling, feature_scale)
     mean_scale_C = scaling.mean_scale(age_C, len(task_sizes))
-    age_S = age_C.repeat_interleave(samples_per_class)
+    if mean_scale_C is not None:
+        mean_scale_C = mean_scale_C[: gaussians.num_classes]
+    age_S = age_C[known].repeat_interleave(samples_per_class)
 
     steps = AlignmentSteps(
         weight_CD,
@@ -69,7 +73,9 @@ def align_classifier(
         batch_size=samples_per_class,
     )
     for epoch in range(epochs):
-        features, labels = gaussians.sample(samples_per_class, generator=generator, mean_scale_C=mean_scale_C)
+        features, labels = gaussians.sample(
+            samples_per_class, generator=generator, mean_scale_C=mean_scale_C, classes=known
+        )
         features = scaling.scaled(features, age_S, generator)
         order = torch.randperm(len(labels), generator=generator, device=_device(generator)).to(labels.device)
         loss = steps.run_epoch(features[order], labels[order], cosine(lr, 0.0, epoch, epochs))

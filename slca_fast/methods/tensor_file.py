@@ -12,16 +12,14 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from slca_fast.files import rename_durably, write_durably
+from slca_fast.files import replace_bytes
 
 
 def write_tensors(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes ``tensors`` (CPU, contiguous) and ``header`` under the name ``kind``; atomic, mode by umask."""
     header_text = json.dumps(header, sort_keys=True)
     metadata = {kind: header_text, "sha256": _checksum(tensors, header_text)}
-    temporary = path.with_name(f".{path.name}.new")
-    write_durably(temporary, safetensors.torch.save(dict(tensors), metadata))
-    rename_durably(temporary, path)
+    replace_bytes(path, safetensors.torch.save(dict(tensors), metadata))
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

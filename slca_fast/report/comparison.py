@@ -8,19 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slca_fast import metrics
 from slca_fast.errors import UserError
-from slca_fast.runs.record import RunRecord, read_run
+from slca_fast.runs.reading import read_run
+from slca_fast.runs.record import RunRecord
 
-# what a comparison row holds of each run, as <name>_mean and <name>_std
-ROW_METRICS = (
-    "last_accuracy",
-    "average_incremental_accuracy",
-    "forgetting",
-    "backward_transfer",
-    "train_images_per_second",
-    "total_seconds",
-    "peak_memory_bytes",
-)
 # neither says what was computed
 _NOT_COMPARED = ("seed", "output", "preset")
 
@@ -88,6 +80,7 @@ def group_runs(run_dirs: list[Path]) -> tuple[list[RunGroup], list[str]]:
 
 
 def rows_of(groups: list[RunGroup]) -> list[dict[str, Any]]:
+    """The rows of :func:`comparison_rows`."""
     rows = []
     for group in groups:
         first = group.runs[0]
@@ -98,10 +91,20 @@ def rows_of(groups: list[RunGroup]) -> list[dict[str, Any]]:
             "num_runs": len(group.runs),
             "seeds": [run.seed for run in group.runs],
         }
-        for metric in ROW_METRICS:
-            row[f"{metric}_mean"], row[f"{metric}_std"] = group.spread(metric)
+        for metric in metrics.METRICS:
+            row[f"{metric.name}_mean"], row[f"{metric.name}_std"] = group.spread(metric.name)
         rows.append(row)
     return rows
+
+
+def comparison_rows(run_dirs: list[Path]) -> list[dict[str, Any]]:
+    """One dict per group of runs that differ only in their seed, in the order given.
+
+    Keys: label, method, preset, num_runs, seeds, and ``<name>_mean`` and ``<name>_std`` for every metric of
+    ``metrics.METRICS``, as it is recorded. The deviation is the sample one (n - 1); None with one run, as is what no
+    run measured. Raises UserError when no run is complete.
+    """
+    return rows_of(group_runs(run_dirs)[0])
 
 
 def _group_key(run: RunRecord) -> str:

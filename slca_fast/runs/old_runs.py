@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+TITLES = {
+    "seqft": "Seq FT",
+    "slowft": "Slow FT",
+    "probe": "Probe",
+    "joint": "Joint",
+    "slca": "SLCA",
+    "slcapp": "SLCA++",
+}
+"""Written names of the methods of runs whose summary has no ``method_title``."""
+
 
 def with_method(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration with its ``method``, which versions before 0.2 did not write."""

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from slca_fast.files import replace_json, replace_text
 from slca_fast.metrics import TaskResult, accuracy_matrix, summary_metrics
 
@@ -19,10 +17,10 @@ def write_results(folder: Path, results: Sequence[TaskResult], facts: dict[str, 
 
     Returns the summary.
     """
-    summary = {**summary_metrics(list(results)), **facts}
-    matrix = accuracy_matrix(list(results))
+    summary = {**summary_metrics(results), **facts}
     header = ["after task", *(f"task {k + 1}" for k in range(len(results)))]
-    rows = [[t + 1, *("" if np.isnan(v) else f"{v:.4f}" for v in row)] for t, row in enumerate(matrix)]
+    matrix = accuracy_matrix(results)
+    rows = [[t, *("" if a is None else f"{a:.4f}" for a in row)] for t, row in enumerate(matrix, start=1)]
     replace_text(folder / "accuracy_matrix.csv", _csv([header, *rows]))
     replace_text(folder / "confusion.csv", _csv(results[-1].confusion.tolist()))
     replace_json(folder / "summary.json", summary)

@@ -47,6 +47,6 @@ def evaluate(classifier: Scores, features_ND: Tensor, label_N: Tensor, plan: Tas
     return TaskResult(
         accuracy=100 * hit_N.double().mean().item(),
         top5=100 * (top == class_N[:, None]).any(1).double().mean().item(),
-        per_task=tuple((100 * hits / totals).tolist()),
+        per_task=tuple(None if n == 0 else value for value, n in zip((100 * hits / totals).tolist(), totals.tolist())),
         confusion=confusion.view(scores.shape[1], scores.shape[1]).cpu().numpy(),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.data.stream import ImageSet
-from slca_fast.errors import UserError
+from slca_fast.errors import DataError, UserError
 from slca_fast.machine.ranks import ALONE, Ranks
 from slca_fast.model.backbone import Backbone, autocast
 
@@ -35,7 +35,7 @@ def extract_features(
 
     On the backbone's device, in the order of the sample ids; the model is left in eval mode. The ranks share the
     fixed chunks and all get everything: the same bits, whatever their number. Raises StoppedPass on all ranks when
-    ``should_stop`` says so on one, NonFiniteFeatures naming the images.
+    ``should_stop`` says so on one, NonFiniteFeatures naming the images, DataError when quarantine leaves none.
     """
     device = next(backbone.parameters()).device
     backbone.eval()
@@ -52,7 +52,12 @@ def extract_features(
                 break
     if ranks.any(stopped):
         raise StoppedPass
-    features_ND = torch.cat(ranks.gather_chunks(features, len(chunks)))
+    gathered = ranks.gather_chunks(features, len(chunks))
+    if not gathered:
+        raise DataError(
+            f"none of these {images.num_images} images can be decoded: {images.files(images.id_N[:_MOST_NAMED])}"
+        )
+    features_ND = torch.cat(gathered)
     id_N = torch.cat(ranks.gather_chunks(ids, len(chunks))).numpy()
     finite_N = features_ND.isfinite().all(1).cpu().numpy()
     if not finite_N.all():

@@ -120,6 +120,7 @@ def test_a_failure_at_every_file_operation_loses_one_checkpoint_at_most(tmp_path
                 saved = number
         except OSError as failure:
             assert failure.errno == error and failure.filename is not None
+            assert not list(root.rglob(".*.new"))
         else:
             assert fail_at in (0, counted.count + 1)
         folder.close()
@@ -140,8 +141,9 @@ def test_a_failure_at_every_file_operation_loses_one_checkpoint_at_most(tmp_path
 
 
 def test_a_disk_that_fills_or_fails_ends_a_run_in_one_line_and_the_run_goes_on(
-    images, tmp_path, monkeypatch, capsys
+    images, finished, tmp_path, monkeypatch, capsys
 ) -> None:
+    # ``finished`` has remembered the index of the images, which a run does only once and may fail to do.
     args = ["train", "demo", *TINY_ARGS, *SIZES, "--data.root", str(images), "--output"]
     counter = FaultyOs(0, errno.EIO)
     monkeypatch.setattr(files, "os", counter)

@@ -13,7 +13,8 @@ from helpers import slca_fast
 from PIL import Image
 
 from slca_fast.errors import UserError
-from slca_fast.report.pages import comparison_rows, write_report
+from slca_fast.report.comparison import comparison_rows
+from slca_fast.report.run_page import write_report
 from slca_fast.runs.old_runs import with_method
 from slca_fast.runs.trained import load_run, predict
 

@@ -14,11 +14,11 @@ from slca_fast.data.prepare.place import (
     class_folder,
     finish,
     safe_relative,
-    write_atomically,
 )
 from slca_fast.data.prepare.unpack import discard_unpacked, unpacked
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError, UserError
+from slca_fast.files import replace_text
 
 DOMAINS = DATASETS["domainnet"].domains
 PUBLISHED = {
@@ -64,7 +64,8 @@ def prepare_domainnet(
     expected = None
     if check_counts:
         expected = (*(sum(PUBLISHED[d][i] for d in domains) for i in (0, 1)), DATASETS["domainnet"].num_classes)
-    write_atomically(root / DOMAIN_FILE, lambda path: path.write_text(json.dumps(list(domains))))
+    root.mkdir(parents=True, exist_ok=True)
+    replace_text(root / DOMAIN_FILE, json.dumps(list(domains)))
     options = {"domains": list(domains)}
     report = finish("domainnet", root, jobs, link=link, expected=expected, options=options, progress=progress)
     discard_unpacked(root)

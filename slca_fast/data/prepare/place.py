@@ -15,11 +15,11 @@ from typing import Literal
 
 from slca_fast.data.folder import EXTENSIONS
 from slca_fast.errors import DataError
+from slca_fast.files import replace_text, replacing
 
 Link = Literal["hard", "copy"]
 Progress = Callable[[int, int], None]
 RECORD = "prepared.json"
-_PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -97,16 +97,9 @@ def finish(
         odd = sorted(there ^ set(targets))
         raise DataError(f"{root} does not hold what was prepared: {odd[0]} and {len(odd) - 1} more")
     report = PrepareReport(dataset, str(root), *counts, num_new=num_new, options=options or {})
-    write_atomically(root / RECORD, lambda path: path.write_text(json.dumps(asdict(report), indent=1)))
+    root.mkdir(parents=True, exist_ok=True)
+    replace_text(root / RECORD, json.dumps(asdict(report), indent=1))
     return report
-
-
-def write_atomically(target: Path, make: Callable[[Path], None]) -> None:
-    """``make`` writes a file beside the target, which then takes its place."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}{_PARTIAL}")
-    make(partial)
-    os.replace(partial, target)
 
 
 def _run(root: Path, jobs: Sequence[Job], link: Link, progress: Progress | None) -> int:
@@ -122,8 +115,13 @@ def _run(root: Path, jobs: Sequence[Job], link: Link, progress: Progress | None)
 
 
 def _do(root: Path, job: Job, link: Link) -> None:
-    make = job.make or (lambda path: _place(job.source, path, link))
-    write_atomically(root / job.target, make)
+    target = root / job.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as path:
+        if job.make is not None:
+            job.make(path)
+        else:
+            _place(job.source, path, link)
 
 
 def _place(source: Path, target: Path, link: Link) -> None:

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from slca_fast.data.folder import DOMAIN_FILE
-from slca_fast.data.prepare.place import Job, PrepareReport, Progress, finish, write_atomically
+from slca_fast.data.prepare.place import Job, PrepareReport, Progress, finish
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import UserError, did_you_mean
+from slca_fast.files import replace_text
 
 _QUALITY = 92
 _TRAIN, _TEST = 0, 1
@@ -71,7 +72,8 @@ def prepare_synthetic(
                     jobs.append(Job(f"{split}/class{c:0{digits}d}/{below}{i:05d}.jpg", make=make))
     if domains:
         names = '", "'.join(domains)
-        write_atomically(root / DOMAIN_FILE, lambda path: path.write_text(f'["{names}"]'))
+        root.mkdir(parents=True, exist_ok=True)
+        replace_text(root / DOMAIN_FILE, f'["{names}"]')
     options = {"like": like, "scale": scale, "seed": seed, "side": side}
     return finish("synthetic", root, jobs, options=options, progress=progress)
 
