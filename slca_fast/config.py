@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -33,6 +34,12 @@ def _require_moderate(section: str, settings: Any) -> None:
 def _require_threads(option: str, value: int | None) -> None:
     _require(value is None or value >= 1, option, value, "give at least 1 thread, or leave it out")
     _require(value is None or value <= _MOST_THREADS, option, value, f"give at most {_MOST_THREADS} threads")
+
+
+def _expand_home(settings: Any, name: str) -> None:
+    """Writes ``~`` of a path out, which no shell does in a file or behind ``=``."""
+    if (path := getattr(settings, name)) is not None:
+        object.__setattr__(settings, name, os.path.expanduser(path))
 
 
 def _require_positive(section: str, **values: float) -> None:
@@ -110,6 +117,7 @@ class DataConfig:
             object.__setattr__(self, name, value)
             _require(len(value) == 3, f"data.{name}", value, "give three finite numbers, one per RGB channel")
         _require_moderate("data", self)
+        _expand_home(self, "root")
         if self.recipe not in (known := recipes()):
             fix = f"give one of {', '.join(known)}{did_you_mean(self.recipe, known)}"
             raise UserError(f"--data.recipe is {self.recipe!r}: {fix}")
@@ -181,11 +189,14 @@ class ModelConfig:
             self.lora.rank,
             "LoRA needs --model.trainable hybrid",
         )
-        for name in self.kwargs:
+        _expand_home(self, "checkpoint")
+        for name, value in self.kwargs.items():
+            if name.endswith("_rate") and isinstance(value, int | float):
+                _require(0 <= value < 1, f"model.kwargs.{name}", value, "give a share in [0, 1)")
             _require(
                 name not in LOADER_ARGUMENTS,
                 f"model.kwargs.{name}",
-                self.kwargs[name],
+                value,
                 "this argument of timm is not for a run: weights come from --model.checkpoint or --model.pretrained",
             )
 
@@ -396,4 +407,5 @@ class Config:
     """Experiment trackers."""
 
     def __post_init__(self) -> None:
+        _expand_home(self, "output")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "give an integer in [0, 2^32)")

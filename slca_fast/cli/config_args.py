@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from slca_fast.cli.paths import user_path
 from slca_fast.config import Config
 from slca_fast.config_file import (
     FREE_MAPPINGS,
@@ -52,7 +53,7 @@ def load_source(name: str) -> Source:
     """
     if name in PRESETS:
         return Source(name, PRESETS[name]())
-    path = Path(name)
+    path = user_path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(
             f"there is no preset {name!r}{did_you_mean(name, list(PRESETS))}; see slca-fast presets, or give "

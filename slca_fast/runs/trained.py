@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.config import Config
-from slca_fast.data.images import BadImage, decode_rgb
+from slca_fast.data.images import BadImage, allow_megapixels, decode_rgb
 from slca_fast.data.pillow import render
 from slca_fast.data.plan import test_plan
 from slca_fast.errors import DataError, UserError
@@ -113,6 +113,7 @@ def predict(model: TrainedModel, paths: list[Path], top_k: int = 5) -> Iterator[
     Raises DataError naming a file that cannot be decoded.
     """
     data, size = model.config.data, model.config.optim.batch_size
+    allow_megapixels(data.max_megapixels)
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
         images = []
