@@ -89,6 +89,7 @@ def set_up(config: Config, preset: str, resume: bool, observer: Observer, ranks:
     )
     backbone = build_backbone(config.model, config.data.image_size, config.seed, observer.message).to(device)
     learned = Learned(backbone, method(config, backbone.feature_dim))
+    learned.method.require_memory(plan.num_labels, device)
     settings = learned.method.settings
     output = config.output or f"runs/{preset}-seed{config.seed}"
     config = dataclasses.replace(

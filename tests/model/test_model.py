@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from slca_fast.config import LoraConfig, ModelConfig
+from slca_fast.config import LOADER_ARGUMENTS, LoraConfig, ModelConfig
 from slca_fast.errors import UserError
 from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
@@ -257,3 +258,19 @@ def test_lora_takes_one_target_by_name_and_refuses_to_be_applied_twice() -> None
     assert [name for name, _ in lora_layers(vit)] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
     with pytest.raises(ValueError, match="LoRA is already applied to blocks.0.attn.qkv"):
         apply_lora(vit, targets=("fc1",))
+
+
+def test_an_unknown_tag_and_a_word_for_a_flag_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no weights 'nosuchtag' of vit_tiny_patch16_224; it has augreg_in21k"):
+        build_backbone(config(name="vit_tiny_patch16_224.nosuchtag"), 16, seed=0)
+    for flag in ("qkv_bias", "class_token", "fc_norm"):
+        with pytest.raises(UserError, match=rf"--model.kwargs.{flag} is 'maybe': give true or false"):
+            build_backbone(config(kwargs={**TINY, flag: "maybe"}), 16, seed=0)
+    assert build_backbone(config(kwargs={**TINY, "qkv_bias": False}), 16, seed=0).vit.blocks[0].attn.qkv.bias is None
+
+
+def test_every_argument_with_which_timm_loads_is_refused() -> None:
+    """What timm's own entrances take besides the model's arguments."""
+    entrances = (timm.create_model, timm.models.build_model_with_cfg)
+    taken = {name for entrance in entrances for name in inspect.signature(entrance).parameters}
+    assert taken - {"kwargs", "model_cls"} <= LOADER_ARGUMENTS
