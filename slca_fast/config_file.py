@@ -65,7 +65,7 @@ def _typed(value: Any, hint: Any, option: str) -> Any:
         return _typed(value, next(arg for arg in args if arg is not type(None)), option)
     if value is None:
         raise UserError(f"--{option} is empty: give a value, or leave it out")
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise UserError(f"--{option} is {_shown(value)}: give its keys, as {option}.NAME")
         return config_from_dict(value, hint, f"{option}.")
@@ -142,7 +142,10 @@ def flat_hints(cls: type = Config, prefix: str = "") -> dict[str, Any]:
     """The type of every key in dotted form."""
     flat = {}
     for name, hint in typing.get_type_hints(cls).items():
-        flat.update(flat_hints(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name: hint})
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            flat.update(flat_hints(hint, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = hint
     return flat
 
 
