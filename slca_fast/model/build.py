@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -16,6 +17,7 @@ from slca_fast.embedded import embedded_weights_path
 from slca_fast.errors import UserError, did_you_mean
 from slca_fast.model.backbone import Backbone
 from slca_fast.model.class_token import plain_features
+from slca_fast.model.hub import at_once_when_offline
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 from slca_fast.seeds import weights_key
@@ -80,6 +82,11 @@ def freeze_unused(vit: nn.Module, config: ModelConfig, image_size: int) -> None:
                 f"--model.name {config.name} with --model.kwargs {config.kwargs}: an image gives "
                 f"{list(features.shape)}, not one feature vector of {vit.num_features}; it cannot serve as a backbone"
             )
+        if not features.isfinite().all():
+            raise UserError(
+                f"--model.name {config.name} with --model.kwargs {config.kwargs} and --model.checkpoint "
+                f"{config.checkpoint}: an image gives features that are not finite numbers"
+            )
         if features.requires_grad:
             features.sum().backward()
     unused = [name for name, p in vit.named_parameters() if p.requires_grad and p.grad is None]
@@ -113,7 +120,8 @@ def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_key(seed))
         try:
-            vit = timm.create_model(config.name, pretrained=download, num_classes=0, **kwargs)
+            with at_once_when_offline() if download else nullcontext():
+                vit = timm.create_model(config.name, pretrained=download, num_classes=0, **kwargs)
         except TypeError as error:
             # Other families refuse img_size or the arguments of a ViT: the name is to blame, not they.
             with torch.device("meta"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
@@ -212,9 +214,21 @@ def test_wrong_models_are_named_with_the_nearest() -> None:
         build_backbone(config(kwargs={**TINY, "widht": 3}), 16, seed=0)
 
 
-def test_offline_download_names_the_option() -> None:
+def test_offline_download_names_the_option_at_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"could not be downloaded.*--model.checkpoint"):
         build_backbone(ModelConfig(name="vit_tiny_patch16_224.augreg_in21k"), 224, seed=0)
+    assert time.monotonic() - start < 20, "the client's own retries take 50 s"
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_without_finite_features_is_refused(value) -> None:
+    with pytest.raises(UserError, match=r"--model.kwargs .*init_values.* not finite"):
+        build_backbone(config(kwargs={**TINY, "init_values": value}), 16, seed=0)
 
 
 def test_lora_needs_the_hybrid_learner() -> None:
