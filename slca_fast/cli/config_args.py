@@ -137,7 +137,8 @@ def _value(key: str, text: str) -> Any:
         return text
     if text == "null" or not holds_text(hint):
         in_list = tuple in {typing.get_origin(part) for part in (hint, *typing.get_args(hint))}
-        return parse_yaml(_bracketed(text) if in_list else text, f"--{key} {text}", hint)
+        shown = text if text.isprintable() else repr(text)
+        return parse_yaml(_bracketed(text) if in_list else text, f"--{key} {shown}", hint)
     if text == "":
         raise UserError(f"--{key} is empty: give a value, or leave it out")
     return text

@@ -117,3 +117,9 @@ def test_aliases_and_depth_without_end_are_refused_at_once(tmp_path) -> None:
     for text in ("[" * 5000, "model:\n  kwargs: &k\n    a: *k\n", "!!timestamp x", "!!bool x", "{[1]: 2}"):
         with pytest.raises(UserError):
             load_source(file_of(tmp_path, text))
+
+
+def test_a_value_that_no_line_can_show_is_refused_in_one() -> None:
+    with pytest.raises(UserError, match="--seed ") as refusal:
+        parse_overrides(Config(), [f"--seed=\n{chr(0x1F)}"])
+    assert str(refusal.value).isprintable()
