@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from slca_fast.datasets import recipes
@@ -15,9 +15,36 @@ def _require(condition: bool, option: str, value: object, fix: str) -> None:
         raise UserError(f"--{option} is {value!r}: {fix}")
 
 
-def _require_finite(prefix: str, **values: float) -> None:
+_MOST = 1_000_000
+"""No count, rate, factor or number of megapixels or GB of a run is larger: float32 squares it with room to spare."""
+_MOST_PIXELS = 4096
+_MOST_THREADS = 1024
+_LEAST_DIVISOR = 1e-6
+
+
+def _require_moderate(section: str, settings: Any) -> None:
+    """Raises UserError for a number of ``settings`` that is no finite number of at most ``_MOST``."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float):
+                _require(abs(number) <= _MOST, f"{section}.{f.name}", value, f"give a finite number, at most {_MOST:,}")
+
+
+def _require_threads(option: str, value: int | None) -> None:
+    _require(value is None or value >= 1, option, value, "give at least 1 thread, or leave it out")
+    _require(value is None or value <= _MOST_THREADS, option, value, f"give at most {_MOST_THREADS} threads")
+
+
+def _expand_home(settings: Any, name: str) -> None:
+    """Writes ``~`` of a path out, which no shell does in a file or behind ``=``."""
+    if (path := getattr(settings, name)) is not None:
+        object.__setattr__(settings, name, os.path.expanduser(path))
+
+
+def _require_positive(section: str, **values: float) -> None:
     for name, value in values.items():
-        _require(math.isfinite(value) and value >= 0, f"{prefix}.{name}", value, "give a finite number >= 0")
+        _require(value >= 0, f"{section}.{name}", value, "give a number >= 0")
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,7 @@ class TasksConfig:
     """Permute the class order by the seed, as the field does; false keeps the order of the class names."""
 
     def __post_init__(self) -> None:
+        _require_moderate("tasks", self)
         _require(self.initial >= 1, "tasks.initial", self.initial, "give at least 1 class")
         _require(self.increment >= 1, "tasks.increment", self.increment, "give at least 1 class")
         if self.sizes is not None:
@@ -83,25 +111,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 1, "data.image_size", self.image_size, "give a side of at least 1 pixel")
+        _require(self.image_size <= _MOST_PIXELS, "data.image_size", self.image_size, f"give at most {_MOST_PIXELS}")
         for name in ("mean", "std"):
             value = tuple(getattr(self, name))
             object.__setattr__(self, name, value)
-            _require(
-                len(value) == 3 and all(math.isfinite(v) for v in value),
-                f"data.{name}",
-                value,
-                "give three finite numbers, one per RGB channel",
-            )
+            _require(len(value) == 3, f"data.{name}", value, "give three finite numbers, one per RGB channel")
+        _require_moderate("data", self)
+        _expand_home(self, "root")
         if self.recipe not in (known := recipes()):
             fix = f"give one of {', '.join(known)}{did_you_mean(self.recipe, known)}"
             raise UserError(f"--data.recipe is {self.recipe!r}: {fix}")
-        _require(min(self.std) > 0, "data.std", self.std, "give positive numbers")
-        _require(
-            self.num_workers is None or self.num_workers >= 1,
-            "data.num_workers",
-            self.num_workers,
-            "give at least 1 thread, or leave it out",
-        )
+        _require(min(self.std) >= _LEAST_DIVISOR, "data.std", self.std, f"give numbers >= {_LEAST_DIVISOR:g}")
+        _require_threads("data.num_workers", self.num_workers)
         _require(self.prefetch >= 1, "data.prefetch", self.prefetch, "decode at least 1 batch ahead")
         _require(0 <= self.hw_decoder_load <= 1, "data.hw_decoder_load", self.hw_decoder_load, "give a share in [0, 1]")
         _require(self.max_megapixels > 0, "data.max_megapixels", self.max_megapixels, "give a positive number")
@@ -126,9 +147,20 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
+        _require_moderate("model.lora", self)
         _require(self.rank >= 0, "model.lora.rank", self.rank, "give 0 (no LoRA) or a positive rank")
-        _require_finite("model.lora", scale=self.scale)
+        _require_positive("model.lora", scale=self.scale)
         _require(len(self.targets) > 0, "model.lora.targets", list(self.targets), "name at least one layer kind")
+
+
+_LOADER = """
+cache_dir cfg checkpoint checkpoint_path default_cfg device dtype exportable external_default_cfg feature_cfg
+feature_cls features_only kwargs_filter model model_cfg model_name no_jit num_classes out_indices pretrained
+pretrained_cfg pretrained_cfg_overlay pretrained_custom_load pretrained_filter_fn pretrained_model_args
+pretrained_strict pruned scriptable variant
+"""
+LOADER_ARGUMENTS = frozenset(_LOADER.split())
+"""Arguments of timm that read files, fetch weights or change what is built; a received run could act through them."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +189,16 @@ class ModelConfig:
             self.lora.rank,
             "LoRA needs --model.trainable hybrid",
         )
+        _expand_home(self, "checkpoint")
+        for name, value in self.kwargs.items():
+            if name.endswith("_rate") and isinstance(value, int | float):
+                _require(0 <= value < 1, f"model.kwargs.{name}", value, "give a share in [0, 1)")
+            _require(
+                name not in LOADER_ARGUMENTS,
+                f"model.kwargs.{name}",
+                value,
+                "this argument of timm is not for a run: weights come from --model.checkpoint or --model.pretrained",
+            )
 
 
 @dataclass(frozen=True)
@@ -189,7 +231,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "betas", tuple(self.betas))
-        _require_finite(
+        _require_moderate("optim", self)
+        _require_positive(
             "optim",
             lr=self.lr,
             backbone_lr_scale=self.backbone_lr_scale,
@@ -219,7 +262,8 @@ class LossConfig:
     """Weight b of the reverse cross-entropy; 0 means plain cross-entropy."""
 
     def __post_init__(self) -> None:
-        _require_finite("loss", ce_weight=self.ce_weight, rce_weight=self.rce_weight)
+        _require_moderate("loss", self)
+        _require_positive("loss", ce_weight=self.ce_weight, rce_weight=self.rce_weight)
         _require(
             self.ce_weight + self.rce_weight > 0,
             "loss.ce_weight",
@@ -250,15 +294,18 @@ class AlignConfig:
     """SLCA: class means are scaled by 0.9 + 0.1 (t_c + 1)/(t + 1) before sampling."""
 
     def __post_init__(self) -> None:
+        _require_moderate("align", self)
         _require(self.epochs >= 0, "align.epochs", self.epochs, "give 0 (no alignment) or more epochs")
         _require(self.samples_per_class >= 1, "align.samples_per_class", self.samples_per_class, "give at least 1")
-        _require_finite("align", lr=self.lr, momentum=self.momentum, ridge=self.ridge, feature_scale=self.feature_scale)
+        _require_positive(
+            "align", lr=self.lr, momentum=self.momentum, ridge=self.ridge, feature_scale=self.feature_scale
+        )
         _require(self.momentum < 1, "align.momentum", self.momentum, "give a number in [0, 1)")
         _require(
-            self.temperature > 0 and math.isfinite(self.temperature),
+            self.temperature >= _LEAST_DIVISOR,
             "align.temperature",
             self.temperature,
-            "give a positive number",
+            f"give a number >= {_LEAST_DIVISOR:g}",
         )
         _require(
             not (self.mean_scaling and self.feature_scale > 0),
@@ -284,12 +331,8 @@ class RuntimeConfig:
     """CPU threads of torch; none: torch's default."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_threads is None or self.num_threads >= 1,
-            "runtime.num_threads",
-            self.num_threads,
-            "give at least 1 thread, or leave it out",
-        )
+        _require_moderate("runtime", self)
+        _require_threads("runtime.num_threads", self.num_threads)
 
 
 @dataclass(frozen=True)
@@ -300,6 +343,7 @@ class EvalConfig:
     """Log train and test accuracy every so many epochs of stage 1 (the official code: 5); 0: never."""
 
     def __post_init__(self) -> None:
+        _require_moderate("eval", self)
         _require(self.every_epochs >= 0, "eval.every_epochs", self.every_epochs, "give 0 (never) or more")
 
 
@@ -314,7 +358,8 @@ class CheckpointConfig:
     """How many of the newest checkpoints stay."""
 
     def __post_init__(self) -> None:
-        _require_finite("checkpoint", every_minutes=self.every_minutes)
+        _require_moderate("checkpoint", self)
+        _require_positive("checkpoint", every_minutes=self.every_minutes)
         _require(self.keep >= 1, "checkpoint.keep", self.keep, "keep at least 1")
 
 
@@ -362,4 +407,5 @@ class Config:
     """Experiment trackers."""
 
     def __post_init__(self) -> None:
+        _expand_home(self, "output")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "give an integer in [0, 2^32)")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 
 # Before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    # Inductor's cache does not tell these apart: code of one does not build for the other.
+    cache = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}_{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
 
 import pytest
 import torch

@@ -16,6 +16,7 @@ from slca_fast.errors import DataError
 from slca_fast.experiment import run
 from slca_fast.methods.alignment import align_classifier
 from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.runs.observer import Observer
 from slca_fast.runs.trained import load_run
 
 DOMAINS = ("real", "quickdraw", "painting", "sketch", "infograph", "clipart")
@@ -62,6 +63,26 @@ def test_a_stream_of_domainnets_shape_with_its_holes_runs_resumes_and_evaluates(
     assert model.classifier.task_sizes == (3,) * 6
     again = run(dil(domains, tmp_path / "run", preset=preset), preset=preset, resume=True)
     assert again["weights_sha256"] == summary["weights_sha256"]
+
+
+def test_the_start_and_the_summary_name_classes_without_images(domains, tmp_path) -> None:
+    class Messages(Observer):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def message(self, text: str) -> None:
+            self.lines.append(text)
+
+    shutil.rmtree(domains / "train/bus/painting")
+    shutil.rmtree(domains / "test/axe/painting")
+    messages = Messages()
+    summary = run(dil(domains, tmp_path / "run", preset="demo-ncm"), preset="demo-ncm", observer=messages)
+    expected = [
+        "no image of class bus in domain painting in train/",
+        "no image of class axe in domain painting in test/",
+    ]
+    assert [line for line in messages.lines if line.startswith("note: ")] == [f"note: {line}" for line in expected]
+    assert summary["data_problems"]["classes_without_images"] == expected
 
 
 def test_alignment_leaves_out_classes_without_rows_and_gives_the_same_as_without_them() -> None:

@@ -130,11 +130,13 @@ def measure(num_images: int, side: int, image_size: int, rounds: int, folder: Pa
             close()
     opened = {name: opener() for name, opener in ways.items()}
     for run, _ in opened.values():
-        assert sum(run(0)) == index.num_images
+        seen = sum(run(0))
+        assert seen == index.num_images
     for epoch in range(1, rounds + 1):
         for name, (run, _) in opened.items():
             start = time.perf_counter()
-            assert sum(run(epoch)) == index.num_images
+            seen = sum(run(epoch))
+            assert seen == index.num_images
             epoch_ms[name].append(1e3 * (time.perf_counter() - start))
     for _, close in opened.values():
         close()

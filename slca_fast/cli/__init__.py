@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from slca_fast.errors import DataError, RankLost, UserError
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     130 stands for Ctrl-C and, with several ranks, 1 for the end of another rank.
     """
+    for stream in (sys.stdout, sys.stderr):
+        _take_every_name(stream)
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
@@ -49,6 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_disk_trouble(error), 2, debug)
     except RankLost as error:
         return _fail(str(error), 1, debug)
+
+
+def _take_every_name(stream: Any) -> None:
+    """Characters that the terminal's encoding lacks, or names that are no text, are written as escapes, not refused."""
+    utf8 = str(getattr(stream, "encoding", "")).lower().replace("-", "") == "utf8"
+    if hasattr(stream, "reconfigure") and stream.errors in ("strict", *(() if utf8 else ("surrogateescape",))):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(text: str, code: int, debug: bool) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
+from slca_fast.cli.paths import user_path
 from slca_fast.files import replace_text
 
 COLUMNS = f"{'name':<30} {'shape':<34} {'backend':<22} {'baseline':<20} {'ms':>10} {'ratio':>7}  (least .. most), n"
@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         "the fast ways learn as well as the official one.",
     )
     parser.add_argument("--suite", choices=tuple(SUITES), default="stages")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the rows there")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default 5; whole runs: 1)")
     parser.add_argument("--only", help="comma-separated names: ops, stages, or methods (run, accuracy)")
     parser.add_argument("--compile", action="store_true", help="also measure torch.compile")

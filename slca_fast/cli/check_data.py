@@ -9,9 +9,8 @@ from rich.console import Console
 
 from slca_fast.cli.config_args import parse_overrides, split_names
 from slca_fast.config import Config
+from slca_fast.data.layout import describe_cells
 from slca_fast.errors import UserError
-
-_MOST_CELLS = 100
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,8 +52,6 @@ def main(argv: Sequence[str]) -> int:
             console.print(f"{name}: domains {', '.join(index.domain_names)}", highlight=False, soft_wrap=True)
     for note, count in sorted(dataset.notes.items()):
         console.print(f"{count} files: {note}", highlight=False, markup=False, soft_wrap=True)
-    for cell in dataset.empty_cells[:_MOST_CELLS]:
-        console.print(f"note: {cell}", highlight=False, markup=False, soft_wrap=True)
-    if len(dataset.empty_cells) > _MOST_CELLS:
-        console.print(f"note: and {len(dataset.empty_cells) - _MOST_CELLS} more classes without images in a domain")
+    for line in describe_cells(dataset.empty_cells):
+        console.print(f"note: {line}", highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from slca_fast.cli.paths import user_path
 from slca_fast.config import Config
-from slca_fast.config_file import FREE_MAPPINGS, config_from_dict, config_to_dict, flatten
+from slca_fast.config_file import (
+    FREE_MAPPINGS,
+    config_from_dict,
+    config_to_dict,
+    flat_hints,
+    flatten,
+    holds_text,
+    parse_yaml,
+    read_config_file,
+)
 from slca_fast.datasets import recipes
 from slca_fast.errors import UserError, did_you_mean
 from slca_fast.methods.presets import PRESETS
 from slca_fast.runs.old_runs import with_method
 
-_MOST_VALUES = 10_000
 KWARGS_HELP = """
 Lists are written 1,2 or [1,2]. --model.kwargs.KEY VALUE changes one argument of the model; --model.kwargs {..} and the
-mapping model.kwargs of a YAML file replace all of them.
+mapping model.kwargs of a YAML file replace all of them. Words (paths, names) are taken literally; null means none.
 """
 
 
@@ -47,22 +53,13 @@ def load_source(name: str) -> Source:
     """
     if name in PRESETS:
         return Source(name, PRESETS[name]())
-    path = Path(name)
+    path = user_path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(
             f"there is no preset {name!r}{did_you_mean(name, list(PRESETS))}; see slca-fast presets, or give "
             f"a .yaml file"
         )
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # PyYAML lets odd dates and numbers through as ValueError.
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of configuration keys")
-    _refuse_monster(values, str(path))
+    values = read_config_file(path)
     label = values.pop("preset", None)
     if label is not None and not isinstance(label, str):
         raise UserError(f"{path}: preset is {label!r}: name one preset; slca-fast presets lists them")
@@ -102,33 +99,54 @@ def parse_overrides(base: Config, args: Sequence[str], values: dict[str, Any] | 
 
     Raises UserError naming the option for an unknown key or a value of the wrong type.
     """
-    refuse_unknown([a[2:].split("=", 1)[0] for a in args if a.startswith("--")], "")
-    parser = _parser()
     merged = _merge(config_to_dict(base), values or {})
-    try:
-        start = parser.parse_object(merged)
-        parsed = parser.parse_args(_with_brackets(args), namespace=start) if args else start
-    except (argparse.ArgumentError, TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
-        # A value of a wrong shape fails in the parser's own ways.
-        raise UserError(_readable(error)) from error
-    return config_from_dict(parsed.as_dict())
+    for key, text in _pairs(args):
+        *sections, name = key.split(".") if key in known_keys() else [*_free_key(key)]
+        place = merged
+        for section in sections:
+            place = place[section]
+        place[name] = _value(key, text)
+    return config_from_dict(merged)
 
 
-def _refuse_monster(values: Any, where: str) -> None:
-    """Raises UserError for aliases that unfold to more than any configuration holds, and for keys that are no text."""
-    left, waiting = _MOST_VALUES, [values]
-    while waiting:
-        value = waiting.pop()
-        left -= 1
-        if left < 0:
-            raise UserError(f"{where} holds more than {_MOST_VALUES} values: that is no configuration")
-        if isinstance(value, dict):
-            odd = [key for key in value if not isinstance(key, str)]
-            if odd:
-                raise UserError(f"{where}: unknown key {odd[0]!r}; keys are words")
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
+def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """``(key, text)`` of every ``--key=text`` or ``--key text``."""
+    left = iter(args)
+    for arg in left:
+        if not arg.startswith("--"):
+            raise UserError(f"{arg}: options begin with two dashes, as --optim.lr 0.01")
+        option, equals, text = arg.partition("=")
+        refuse_unknown([option[2:]], "")
+        if not equals:
+            text = next(left, "--")
+            if text.startswith("--"):
+                raise UserError(f"{option}: give a value")
+        yield option[2:], text
+
+
+def _free_key(key: str) -> tuple[str, ...]:
+    """The path to a key of a free mapping: its own name may hold dots."""
+    free = next(free for free in FREE_MAPPINGS if key.startswith(f"{free}."))
+    return (*free.split("."), key[len(free) + 1 :])
+
+
+def _value(key: str, text: str) -> Any:
+    """The value that ``text`` on the command line means: words stay as they are, the rest is YAML."""
+    hint = flat_hints().get(key)
+    if hint is None and text == "":
+        return text
+    if text == "null" or not holds_text(hint):
+        in_list = tuple in {typing.get_origin(part) for part in (hint, *typing.get_args(hint))}
+        shown = text if text.isprintable() else repr(text)
+        return parse_yaml(_bracketed(text) if in_list else text, f"--{key} {shown}", hint)
+    if text == "":
+        raise UserError(f"--{key} is empty: give a value, or leave it out")
+    return text
+
+
+def _bracketed(text: str) -> str:
+    """``text`` with ``1,2`` written ``[1,2]``."""
+    return text if text.lstrip().startswith(("[", "(")) or text in ("null", "None", "") else f"[{text}]"
 
 
 def refuse_unknown(keys: Sequence[str], where: str) -> None:
@@ -158,52 +176,18 @@ def split_names(argv: Sequence[str], flags: Sequence[str]) -> tuple[list[str], l
     return names, rest
 
 
-def _with_brackets(args: Sequence[str]) -> list[str]:
-    """``args`` with ``1,2`` written ``[1,2]`` where the configuration holds a list."""
-    lists, done, before = _list_options(), [], ""
-    for arg in args:
-        option, equals, value = arg.partition("=")
-        if equals and option in lists:
-            arg = f"{option}={_bracketed(value)}"
-        elif before in lists:
-            arg = _bracketed(arg)
-        done.append(arg)
-        before = arg
-    return done
-
-
-def _bracketed(value: str) -> str:
-    return value if value.lstrip().startswith(("[", "(")) or value in ("null", "None", "") else f"[{value}]"
-
-
-@functools.cache
-def _list_options(cls: type = Config, prefix: str = "--") -> frozenset[str]:
-    found: set[str] = set()
-    for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            found |= _list_options(hint, f"{prefix}{name}.")
-        elif tuple in {typing.get_origin(part) for part in (hint, *typing.get_args(hint))}:
-            found.add(f"{prefix}{name}")
-    return frozenset(found)
-
-
 @functools.cache
 def known_keys() -> list[str]:
     """Every configuration key in dotted form."""
-    return [*flatten(config_to_dict(Config()))]
-
-
-@functools.cache
-def _parser() -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="slca-fast train", exit_on_error=False, add_help=False)
-    parser.add_class_arguments(Config)
-    return parser
+    return [*flat_hints()]
 
 
 def config_help() -> str:
     """The options of every configuration key with type, default and meaning."""
-    text = _parser().format_help().split("\n\n", 1)[-1]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="slca-fast train", add_help=False)
+    parser.add_class_arguments(Config)
+    text = parser.format_help().split("\n\n", 1)[-1]
     # jsonargparse offers a file for each section; here one YAML file holds them all.
     text = re.sub(r"^  --[\w.]+ CONFIG +.*\n", "", text, flags=re.MULTILINE)
     return f"{text}\n--data.recipe takes {', '.join(recipes())}.{KWARGS_HELP}"
@@ -215,8 +199,3 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "kwargs"
         merged[key] = _merge(merged[key], value) if nested else value
     return merged
-
-
-def _readable(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text.replace('Parser key "', "--").replace('":', ":", 1) if text.startswith('Parser key "') else text

@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
+
+from slca_fast.cli.paths import user_path
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints accuracy over all seen classes and by task."""
     parser = argparse.ArgumentParser(prog="slca-fast evaluate", description="Test a run's newest finished task again.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder")
     parser.add_argument("--data.root", dest="root", help="image folder (default: the run's own)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -7,14 +7,15 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from slca_fast.cli.paths import user_path
 from slca_fast.errors import DataError, UserError
 
 
 def main(argv: Sequence[str]) -> int:
     """Prints the top classes with probabilities of every file (folders are searched for images)."""
     parser = argparse.ArgumentParser(prog="slca-fast predict", description="Classify image files with a run.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image file, or folder of images")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument("paths", nargs="+", type=user_path, metavar="PATH", help="image file, or folder of images")
     parser.add_argument("--top-k", type=int, default=5, metavar="K")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--device", default="auto")

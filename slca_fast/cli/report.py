@@ -8,12 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from slca_fast.cli.paths import user_path
+
 
 def main(argv: Sequence[str]) -> int:
     """Writes ``report.html`` of one run, or a comparison of several."""
     parser = argparse.ArgumentParser(prog="slca-fast report", description="Write a run's report, or compare several.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--output", type=Path, help="file of the comparison (default: comparison.html)")
+    parser.add_argument("runs", nargs="+", type=user_path, metavar="RUN", help="run folder")
+    parser.add_argument("--output", type=user_path, help="file of the comparison (default: comparison.html)")
     options = parser.parse_args(argv)
     from slca_fast.report.comparison_page import compare_runs
     from slca_fast.report.comparison_table import comparison_table

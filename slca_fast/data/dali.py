@@ -153,7 +153,8 @@ class DaliSource:
 
     def _feed_arrays(self, pipeline: Any, encoded: list[np.ndarray], vectors: dict[str, np.ndarray]) -> None:
         if not self._has_brightness:
-            assert (vectors.pop("brightness") == 1).all()
+            brightness = vectors.pop("brightness")
+            assert (brightness == 1).all()
         pipeline.feed_input("encoded", encoded)
         for name, values in vectors.items():
             pipeline.feed_input(name, np.ascontiguousarray(values))

@@ -16,17 +16,11 @@ from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing
 from slca_fast.data.images import BadImage, Header, check_megapixels, read_header
 from slca_fast.files import replace_text
+from slca_fast.machine.environment import cache_folder
 
 _CHUNK = 64
 _FORMAT_VERSION = 1
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """SLCA_FAST_CACHE, or slca_fast under XDG_CACHE_HOME or ~/.cache."""
-    if os.environ.get("SLCA_FAST_CACHE"):
-        return Path(os.environ["SLCA_FAST_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slca_fast"
 
 
 class HeaderStore:

@@ -77,6 +77,12 @@ def read_header(path: Path, max_megapixels: float) -> Header:
         raise BadImage(error.strerror or str(error)) from None
 
 
+def allow_megapixels(max_megapixels: float) -> None:
+    """Lifts Pillow's own limit, of this process, to ``data.max_megapixels``; images above that are refused by us."""
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(max_megapixels * 1e6))
+
+
 def check_megapixels(width: int, height: int, max_megapixels: float) -> None:
     """BadImage for an image over the cap, before any of its pixels is decoded."""
     if width * height > max_megapixels * 1e6:

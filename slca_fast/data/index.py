@@ -13,10 +13,11 @@ import numpy as np
 
 from slca_fast.config import DataConfig
 from slca_fast.data.folder import FolderListing, list_split
-from slca_fast.data.headers import HeaderStore, cache_folder, read_headers
-from slca_fast.data.images import SWAPPING_ORIENTATIONS, BadImage
+from slca_fast.data.headers import HeaderStore, read_headers
+from slca_fast.data.images import SWAPPING_ORIENTATIONS, BadImage, allow_megapixels
 from slca_fast.data.layout import EmptyCell, empty_cells, find_test_split, require_every_class, require_same_classes
 from slca_fast.errors import DataError
+from slca_fast.machine.environment import cache_folder
 
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
@@ -117,7 +118,8 @@ def load_dataset(config: DataConfig, progress: Progress | None = None) -> ImageD
     Raises DataError: one line for a wrong layout or a domain without images, or the list of all bad files under
     policy ``fail``.
     """
-    root = embedded_root() if config.root is None else Path(config.root).expanduser()
+    allow_megapixels(config.max_megapixels)
+    root = embedded_root() if config.root is None else Path(config.root)
     test_name = find_test_split(root)
     listings = (list_split(root, "train"), list_split(root, test_name))
     require_same_classes(*listings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import numpy as np
 from slca_fast.data.folder import DOMAIN_FILE, FolderListing
 from slca_fast.data.walk import is_passed_over, subfolders
 from slca_fast.errors import DataError
+
+_MOST_CELLS = 100
 
 
 def find_test_split(root: Path) -> str:
@@ -113,6 +116,14 @@ def empty_cells(listing: FolderListing, label_N: np.ndarray, domain_N: np.ndarra
     return [
         EmptyCell(listing.split, listing.domain_names[d], listing.class_names[c]) for d, c in np.argwhere(count_DC == 0)
     ]
+
+
+def describe_cells(cells: Sequence[EmptyCell]) -> list[str]:
+    """A line for each of ``cells``, the first 100 of many."""
+    lines = [str(cell) for cell in cells[:_MOST_CELLS]]
+    if len(cells) > _MOST_CELLS:
+        lines.append(f"and {len(cells) - _MOST_CELLS} more classes without images in a domain")
+    return lines
 
 
 def _class_of(listing: FolderListing, path: str) -> int:

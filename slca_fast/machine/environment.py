@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import resource
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,26 @@ def peak_memory_bytes(device: torch.device) -> int:
         return 1024 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
     except (OSError, StopIteration):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of ``device``, free or not: the GPU's, or the machine's for the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def cache_folder() -> Path:
+    """What may be lost: SLCA_FAST_CACHE, or slca_fast under XDG_CACHE_HOME or ~/.cache; else temporary."""
+    if os.environ.get("SLCA_FAST_CACHE"):
+        return Path(os.environ["SLCA_FAST_CACHE"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "slca_fast"
+    # A container's user may have neither HOME nor an entry in /etc/passwd, then "~" stays, or a home that is not there.
+    home = Path(os.path.expanduser("~"))
+    if home.is_absolute() and os.access(home, os.W_OK):
+        return home / ".cache" / "slca_fast"
+    return Path(tempfile.gettempdir()) / f"slca_fast-{os.getuid()}"
 
 
 def versions() -> dict[str, str]:

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from slca_fast.config import AlignConfig
+from slca_fast.errors import UserError
+from slca_fast.machine.environment import memory_bytes
 from slca_fast.methods.age_scaling import age_scaling, task_age
 from slca_fast.methods.alignment_steps import AlignmentSteps
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.head import LinearClassifier
 from slca_fast.seeds import alignment_key
 from slca_fast.training.optim import cosine
+
+_MOST, _LEAST_TEMPERATURE = 1e6, 1e-6
 
 
 def align_classifier(
@@ -49,7 +53,16 @@ def align_classifier(
     do not fit and settings out of range.
     """
     _validate_heads(weight_CD, bias_C, task_sizes)
-    _validate_settings(epochs, samples_per_class, temperature, feature_scale, mean_scaling)
+    _validate_settings(
+        epochs,
+        samples_per_class,
+        mean_scaling,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        temperature=temperature,
+        feature_scale=feature_scale,
+    )
     num_classes, dim = weight_CD.shape
     if gaussians.feature_dim != dim:
         raise ValueError(f"the Gaussians have width {gaussians.feature_dim} but weight has {dim} columns")
@@ -103,20 +116,37 @@ def _validate_heads(weight_CD: Tensor, bias_C: Tensor, task_sizes: Sequence[int]
         raise ValueError(f"task_sizes {list(task_sizes)} sum to {sum(task_sizes)} but weight has {num_classes} rows")
 
 
-def _validate_settings(
-    epochs: int, samples_per_class: int, temperature: float, feature_scale: float, mean_scaling: bool
-) -> None:
+def _validate_settings(epochs: int, samples_per_class: int, mean_scaling: bool, **numbers: float) -> None:
     if epochs < 0:
         raise ValueError(f"epochs must be >= 0, got {epochs}")
     if samples_per_class < 1:
         raise ValueError(f"samples_per_class must be >= 1, got {samples_per_class}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if not feature_scale >= 0:
-        raise ValueError(f"feature_scale must be >= 0, got {feature_scale}")
+    for name, value in numbers.items():
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+        if value > _MOST:
+            raise ValueError(f"{name} must be at most {_MOST:g}, got {value}")
+    if numbers["momentum"] >= 1:
+        raise ValueError(f"momentum must be below 1, got {numbers['momentum']}")
+    if numbers["temperature"] < _LEAST_TEMPERATURE:
+        raise ValueError(
+            f"temperature must be positive, got {numbers['temperature']}; give at least {_LEAST_TEMPERATURE:g}"
+        )
+    feature_scale = numbers["feature_scale"]
     if mean_scaling and feature_scale > 0:
         raise ValueError(
             f"mean_scaling (SLCA) and feature_scale (SLCA++), here {feature_scale}, exclude each other; turn one off"
+        )
+
+
+def require_memory(config: AlignConfig, num_labels: int, feature_dim: int, device: torch.device) -> None:
+    """Raises UserError when ``device`` cannot hold an epoch's features of all labels, sampled and shuffled."""
+    bytes_per_sample, held = 2 * 4 * num_labels * feature_dim, memory_bytes(device)
+    if config.epochs > 0 and config.samples_per_class * bytes_per_sample > held:
+        needed = config.samples_per_class * bytes_per_sample / 1e9
+        raise UserError(
+            f"--align.samples_per_class is {config.samples_per_class}: the features of {num_labels} labels would take "
+            f"{needed:,.0f} GB of the {held / 1e9:,.0f} GB there are; give at most {held // bytes_per_sample}"
         )
 
 

@@ -64,6 +64,9 @@ class Method:
         """Raises UserError naming the option of ``config`` that makes no sense with this method."""
         settings_of(config, cls.Settings)
 
+    def require_memory(self, num_labels: int, device: torch.device) -> None:
+        """Raises UserError naming the option with which ``num_labels`` labels take more memory than ``device`` has."""
+
     def before_task(self, task: int, features: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Called when stage 1 of ``task`` begins; what it returns is handed to ``remember``, also after a resume.
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import ArgumentError
 from typing import Any
-
-from jsonargparse import ArgumentParser
 
 from slca_fast.config import Config
 from slca_fast.config_file import config_from_dict
@@ -29,11 +26,4 @@ def settings_of(config: Config, cls: type | None) -> Any:
     for key in given:
         if key not in known:
             raise UserError(f"--{OPTION}.{key}: method {config.method} has {', '.join(known)}")
-    parser = ArgumentParser(exit_on_error=False, add_help=False)
-    parser.add_class_arguments(cls)
-    try:
-        values = parser.parse_object(dict(given)).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split()).removeprefix("Parser key ")
-        raise UserError(f"--{OPTION}.*: {text}") from error
-    return config_from_dict(values, cls, f"{OPTION}.")
+    return config_from_dict(given, cls, f"{OPTION}.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.config import Config
-from slca_fast.methods.alignment import align
+from slca_fast.methods.alignment import align, require_memory
 from slca_fast.methods.base import Method, refuse
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.head import LinearClassifier
@@ -36,6 +36,9 @@ class SLCA(Method):
         if config.align.feature_scale > 0:
             scale = config.align.feature_scale
             raise refuse("align.feature_scale", scale, cls.name, "give 0, or --method slcapp")
+
+    def require_memory(self, num_labels: int, device: torch.device) -> None:
+        require_memory(self.config.align, num_labels, self.feature_dim, device)
 
     def remember(self, task: int, features_ND: Tensor, label_N: Tensor, kept: Mapping[str, Tensor]) -> None:
         measured = ClassGaussians(self.feature_dim, ridge=self.config.align.ridge)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from slca_fast.files import replace_json
+from slca_fast.machine.environment import cache_folder
 from slca_fast.model.class_token import set_attention
 
 # Implementations by device; bmm: two batched products and a softmax; sdpa: torch's own choice.
@@ -136,8 +136,7 @@ def cpu_bf16_units() -> dict[str, bool]:
 
 
 def _cache_file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "slca_fast" / "attention.json"
+    return cache_folder() / "attention.json"
 
 
 def _remembered() -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
+import typing
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -12,9 +14,10 @@ from torch import nn
 
 from slca_fast.config import ModelConfig
 from slca_fast.embedded import embedded_weights_path
-from slca_fast.errors import UserError
+from slca_fast.errors import UserError, did_you_mean
 from slca_fast.model.backbone import Backbone
 from slca_fast.model.class_token import plain_features
+from slca_fast.model.hub import at_once_when_offline
 from slca_fast.model.lora import apply_lora
 from slca_fast.model.weights import load_checkpoint
 from slca_fast.seeds import weights_key
@@ -79,6 +82,11 @@ def freeze_unused(vit: nn.Module, config: ModelConfig, image_size: int) -> None:
                 f"--model.name {config.name} with --model.kwargs {config.kwargs}: an image gives "
                 f"{list(features.shape)}, not one feature vector of {vit.num_features}; it cannot serve as a backbone"
             )
+        if not features.isfinite().all():
+            raise UserError(
+                f"--model.name {config.name} with --model.kwargs {config.kwargs} and --model.checkpoint "
+                f"{config.checkpoint}: an image gives features that are not finite numbers"
+            )
         if features.requires_grad:
             features.sum().backward()
     unused = [name for name, p in vit.named_parameters() if p.requires_grad and p.grad is None]
@@ -103,10 +111,7 @@ def reset_final_norm(vit: nn.Module) -> None:
 
 
 def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
-    if config.name.split(".")[0] not in timm.list_models():
-        close = difflib.get_close_matches(config.name.split(".")[0], timm.list_models(), 1)
-        hint = f"; did you mean {close[0]}?" if close else "; see timm.list_models()"
-        raise UserError(f"--model.name {config.name}: timm has no such model{hint}")
+    _require_known(config.name)
     kwargs: dict[str, Any] = {"img_size": image_size, **config.kwargs}
     if kwargs["img_size"] not in (image_size, [image_size, image_size], (image_size, image_size)):
         raise UserError(f"--model.kwargs img_size {kwargs['img_size']} differs from --data.image_size {image_size}")
@@ -115,7 +120,8 @@ def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(weights_key(seed))
         try:
-            vit = timm.create_model(config.name, pretrained=download, num_classes=0, **kwargs)
+            with at_once_when_offline() if download else nullcontext():
+                vit = timm.create_model(config.name, pretrained=download, num_classes=0, **kwargs)
         except TypeError as error:
             # Other families refuse img_size or the arguments of a ViT: the name is to blame, not they.
             with torch.device("meta"):
@@ -131,7 +137,36 @@ def _create(config: ModelConfig, image_size: int, seed: int) -> nn.Module:
                 f"({type(error).__name__}); give a local file with --model.checkpoint, or --model.pretrained false"
             ) from error
     _require_vision_transformer(vit, config.name)
+    _require_flags(vit, config.kwargs)
     return vit
+
+
+def _require_known(name: str) -> None:
+    """Raises UserError for a model or a tag of pre-trained weights that timm does not have."""
+    model, dot, tag = name.partition(".")
+    if model not in timm.list_models():
+        hint = did_you_mean(model, timm.list_models()) or "; see timm.list_models()"
+        raise UserError(f"--model.name {name}: timm has no such model{hint}")
+    if not dot:
+        return
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{model}.*")]
+        raise UserError(
+            f"--model.name {name}: timm has no weights {tag!r} of {model}; it has {', '.join(tags) or 'none'}"
+        ) from None
+
+
+def _require_flags(vit: nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raises UserError for a word or number where the model's class takes true or false: any would count as true."""
+    parameters = inspect.signature(type(vit).__init__).parameters
+    for name, value in kwargs.items():
+        kinds = (
+            {parameters[name].annotation, *typing.get_args(parameters[name].annotation)} if name in parameters else ()
+        )
+        if bool in kinds and str not in kinds and not isinstance(value, bool | None):
+            raise UserError(f"--model.kwargs.{name} is {value!r}: give true or false")
 
 
 def _fails(name: str, kwargs: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ def render(template: str, **values: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values).encode()
+    return environment.get_template(template).render(**values).encode(errors="backslashreplace")
 
 
 def counted(count: int, noun: str) -> str:

@@ -138,13 +138,14 @@ def confusion(run: RunRecord) -> Draw:
         share_CC = np.divide(counts_CC, totals_C, out=np.full(counts_CC.shape, np.nan), where=totals_C > 0)
         figure, axes = new_figure(5.2)
         axes.imshow(np.sqrt(share_CC), cmap=_HEAT, vmin=0, vmax=1, interpolation="none")
-        names = run.class_names
+        # Folders may have names that are no text, which no font can draw.
+        names = [name.encode(errors="backslashreplace").decode() for name in run.class_names]
         if num_classes <= _MAX_NAMED_CLASSES and len(names) >= num_classes:
             names = [name if len(name) <= 18 else name[:17] + "…" for name in names[:num_classes]]
             size = min(9.0, 130 / num_classes)
             upright = num_classes <= 12 and max(map(len, names)) <= 3
-            axes.set_xticks(range(num_classes), names, rotation=0 if upright else 90, fontsize=size)
-            axes.set_yticks(range(num_classes), names, fontsize=size)
+            axes.set_xticks(range(num_classes), names, rotation=0 if upright else 90, fontsize=size, parse_math=False)
+            axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
         else:
             locate = MaxNLocator(8, integer=True)
             ticks = [t for t in locate.tick_values(0, num_classes - 1) if 0 <= t < num_classes]

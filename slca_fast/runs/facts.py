@@ -57,5 +57,9 @@ def run_facts(setup: Setup, clock: Clock, num_tasks_done: int) -> dict[str, Any]
         "precision": setup.execution.precision,
         "weights_sha256": setup.learned.digest(),
         "data_sha256": setup.data_sha256,
-        "data_problems": {"quarantined": len(setup.problems), "notes": setup.dataset.notes},
+        "data_problems": {
+            "quarantined": len(setup.problems),
+            "notes": setup.dataset.notes,
+            "classes_without_images": [str(cell) for cell in setup.dataset.empty_cells],
+        },
     }

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from slca_fast import files
+from slca_fast.config import Config
+from slca_fast.config_file import config_from_dict, read_config_file
 from slca_fast.errors import UserError
 from slca_fast.methods.base import Method
 from slca_fast.runs.old_runs import with_method
@@ -34,14 +35,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises UserError when it cannot be read.
     """
-    try:
-        values = yaml.safe_load((path / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path} holds no readable run ({error.__class__.__name__} in config.yaml)") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}/config.yaml is not a run's configuration")
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} holds no readable run (it has no config.yaml)")
+    values = read_config_file(path / "config.yaml")
     values.pop("preset", None)
     return with_method(values)
+
+
+def run_config(path: Path) -> Config:
+    """The configuration of the run in ``path``; raises UserError naming its ``config.yaml`` when it is none."""
+    values = read_config(path)
+    try:
+        return config_from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'}: {error}") from error
 
 
 def positions(checkpoints: Path) -> list[Path]:

@@ -35,7 +35,8 @@ def data_sha256(dataset: ImageDataset) -> str:
     """A digest over the paths, sizes in bytes, labels and domains of both splits."""
     digest = hashlib.sha256()
     for index in (dataset.train, dataset.test):
-        digest.update("\n".join((*index.class_names, "", *index.domain_names, "", *index.paths)).encode())
+        names = "\n".join((*index.class_names, "", *index.domain_names, "", *index.paths))
+        digest.update(names.encode(errors="surrogateescape"))
         digest.update(index.num_bytes_N.tobytes())
         digest.update(index.label_N.tobytes())
         digest.update(b"" if index.domain_N is None else index.domain_N.tobytes())

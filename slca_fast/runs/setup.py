@@ -14,6 +14,7 @@ from torch import Tensor
 from slca_fast.config import Config
 from slca_fast.config_file import config_to_dict, config_to_yaml
 from slca_fast.data.index import ImageDataset, load_dataset
+from slca_fast.data.layout import describe_cells
 from slca_fast.data.share import share_of_machine
 from slca_fast.data.stream import Stream
 from slca_fast.files import replace_json, replace_text
@@ -80,6 +81,8 @@ def set_up(config: Config, preset: str, resume: bool, observer: Observer, ranks:
         torch.set_num_threads(config.runtime.num_threads)
     with ranks.first_before_others():
         dataset = load_dataset(config.data, observer.indexing)
+    for line in describe_cells(dataset.empty_cells):
+        observer.message(f"note: {line}")
     data_hash = data_sha256(dataset)
     ranks.require_same("images", data_hash)
     plan = plan_tasks(
@@ -90,6 +93,7 @@ def set_up(config: Config, preset: str, resume: bool, observer: Observer, ranks:
     )
     backbone = build_backbone(config.model, config.data.image_size, config.seed, observer.message).to(device)
     learned = Learned(backbone, method(config, backbone.feature_dim))
+    learned.method.require_memory(plan.num_labels, device)
     settings = learned.method.settings
     output = config.output or f"runs/{preset}-seed{config.seed}"
     config = dataclasses.replace(

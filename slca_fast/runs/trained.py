@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.config import Config
-from slca_fast.config_file import config_from_dict
-from slca_fast.data.images import BadImage, decode_rgb
+from slca_fast.data.images import BadImage, allow_megapixels, decode_rgb
 from slca_fast.data.pillow import render
 from slca_fast.data.plan import test_plan
 from slca_fast.errors import DataError, UserError
@@ -23,7 +22,7 @@ from slca_fast.methods.table import method_class
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.build import build_backbone
 from slca_fast.model.fast_path import choose
-from slca_fast.runs.folder import is_finished_task, positions, read_config
+from slca_fast.runs.folder import is_finished_task, positions, run_config
 from slca_fast.runs.learned import Learned, TensorGroups, classifier_of
 from slca_fast.runs.snapshot import BadSnapshot, newest_valid, read_snapshot
 from slca_fast.runs.state import RunState
@@ -61,7 +60,7 @@ class TrainedModel:
 
 def load_run(run: Path, device: str = "auto") -> TrainedModel:
     """The newest finished task of run folder ``run``; raises UserError when there is none that can be trusted."""
-    config = config_from_dict(read_config(run))
+    config = run_config(run)
     problems: list[str] = []
     finished = [position for position in positions(run / "checkpoints") if is_finished_task(position)]
     for _, tensors, values in newest_valid(finished, problems.append):
@@ -114,6 +113,7 @@ def predict(model: TrainedModel, paths: list[Path], top_k: int = 5) -> Iterator[
     Raises DataError naming a file that cannot be decoded.
     """
     data, size = model.config.data, model.config.optim.batch_size
+    allow_megapixels(data.max_megapixels)
     for start in range(0, len(paths), size):
         chunk = paths[start : start + size]
         images = []

@@ -55,8 +55,12 @@ REFUSED = [
     ("demo-joint", {"tasks": {"scenario": "dil"}}, "--tasks.scenario is 'dil'"),
     ("demo-slca", {"method_settings": {"metric": "cosine"}}, "--method_settings.metric: method slca has no settings"),
     ("demo-ncm", {"method_settings": {"metrik": "cosine"}}, "--method_settings.metrik: method ncm has metric, temp"),
-    ("demo-ncm", {"method_settings": {"metric": "manhattan"}}, "--method_settings.*: .*metric"),
-    ("demo-ncm", {"method_settings": {"temperature": "hot"}}, "--method_settings.*: .*temperature"),
+    (
+        "demo-ncm",
+        {"method_settings": {"metric": "manhattan"}},
+        "--method_settings.metric is .manhattan.: give one of cosine, euclidean",
+    ),
+    ("demo-ncm", {"method_settings": {"temperature": "hot"}}, "--method_settings.temperature is .hot.: give a number"),
     ("demo-ncm", {"method_settings": {"temperature": 0.0}}, "--method_settings.temperature is 0.0"),
 ]
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import time
 
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from slca_fast.config import LoraConfig, ModelConfig
+from slca_fast.config import LOADER_ARGUMENTS, LoraConfig, ModelConfig
 from slca_fast.errors import UserError
 from slca_fast.model.build import build_backbone
 from slca_fast.model.head import Classifier, LinearClassifier
@@ -211,9 +214,21 @@ def test_wrong_models_are_named_with_the_nearest() -> None:
         build_backbone(config(kwargs={**TINY, "widht": 3}), 16, seed=0)
 
 
-def test_offline_download_names_the_option() -> None:
+def test_offline_download_names_the_option_at_once(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"could not be downloaded.*--model.checkpoint"):
         build_backbone(ModelConfig(name="vit_tiny_patch16_224.augreg_in21k"), 224, seed=0)
+    assert time.monotonic() - start < 20, "the client's own retries take 50 s"
+    assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_without_finite_features_is_refused(value) -> None:
+    with pytest.raises(UserError, match=r"--model.kwargs .*init_values.* not finite"):
+        build_backbone(config(kwargs={**TINY, "init_values": value}), 16, seed=0)
 
 
 def test_lora_needs_the_hybrid_learner() -> None:
@@ -257,3 +272,19 @@ def test_lora_takes_one_target_by_name_and_refuses_to_be_applied_twice() -> None
     assert [name for name, _ in lora_layers(vit)] == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
     with pytest.raises(ValueError, match="LoRA is already applied to blocks.0.attn.qkv"):
         apply_lora(vit, targets=("fc1",))
+
+
+def test_an_unknown_tag_and_a_word_for_a_flag_are_refused() -> None:
+    with pytest.raises(UserError, match=r"no weights 'nosuchtag' of vit_tiny_patch16_224; it has augreg_in21k"):
+        build_backbone(config(name="vit_tiny_patch16_224.nosuchtag"), 16, seed=0)
+    for flag in ("qkv_bias", "class_token", "fc_norm"):
+        with pytest.raises(UserError, match=rf"--model.kwargs.{flag} is 'maybe': give true or false"):
+            build_backbone(config(kwargs={**TINY, flag: "maybe"}), 16, seed=0)
+    assert build_backbone(config(kwargs={**TINY, "qkv_bias": False}), 16, seed=0).vit.blocks[0].attn.qkv.bias is None
+
+
+def test_every_argument_with_which_timm_loads_is_refused() -> None:
+    """What timm's own entrances take besides the model's arguments."""
+    entrances = (timm.create_model, timm.models.build_model_with_cfg)
+    taken = {name for entrance in entrances for name in inspect.signature(entrance).parameters}
+    assert taken - {"kwargs", "model_cls"} <= LOADER_ARGUMENTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy
 import pytest
 import timm
 import torch
@@ -68,3 +69,32 @@ def test_another_token_layout_loads_exactly_or_is_refused_in_one_line(tmp_path, 
     with pytest.raises(UserError, match=r"--model.checkpoint") as refusal:
         load_checkpoint(vit(), path)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name, tensor",
+    [
+        ("cls_token", torch.tensor(0.0)),
+        ("pos_embed", torch.zeros(24)),
+        ("patch_embed.proj.weight", torch.zeros(24, 3)),
+        ("norm.weight", torch.ones(24, dtype=torch.complex64)),
+        ("norm.weight", torch.ones(24).to_sparse()),
+        ("norm.weight", torch.empty(24, device="meta")),
+    ],
+    ids=str,
+)
+def test_a_weight_of_another_kind_is_refused_in_one_line(tmp_path, name, tensor) -> None:
+    path = saved(tmp_path, {**vit().state_dict(), name: tensor})
+    with pytest.raises(UserError, match=r"^--model\.checkpoint .*w") as refusal:
+        load_checkpoint(vit(), path)
+    assert "\n" not in str(refusal.value)
+
+
+def test_keys_that_are_no_names_are_left_out(tmp_path) -> None:
+    load_checkpoint(vit(), saved(tmp_path, {**vit().state_dict(), 0: torch.zeros(3)}))
+
+
+def test_arrays_of_another_layout_are_refused_by_file(tmp_path) -> None:
+    numpy.savez(tmp_path / "w.npz", **{"embedding/kernel": numpy.array(["text"])})
+    with pytest.raises(UserError, match="w.npz: does not fit"):
+        load_checkpoint(vit(), tmp_path / "w.npz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,12 +42,12 @@ def prepare(dataset: str, source: str | Path | None, root: str | Path, **options
     unknown = [name for name in options if name not in known]
     if unknown:
         raise UserError(f"prepare {dataset} has no option {unknown[0]!r}; it has {', '.join(known)}")
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     if not takes_source(function):
         return _finished(root, lambda: function(root, **options))
     if source is None:
         raise UserError(f"prepare {dataset} needs --source, the folder or archive as downloaded")
-    source = Path(source).expanduser()
+    source = Path(os.path.expanduser(source))
     if not source.exists():
         raise UserError(f"--source {source} does not exist")
     return _finished(root, lambda: function(source, root, **options))
