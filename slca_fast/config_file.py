@@ -12,13 +12,14 @@ from typing import Any
 
 import yaml
 
+from slca_fast.bounded import MOST_DEPTH, read_bounded
 from slca_fast.config import Config
 from slca_fast.errors import UserError, did_you_mean
 
 FREE_MAPPINGS = ("model.kwargs", "method_settings")
 """Keys whose values are mappings of names that the configuration does not know."""
-_MOST_VALUES = 10_000
-_TEXT = "tag:yaml.org,2002:str"
+_MOST_VALUES, _MOST_BYTES, _MOST_DIGITS = 10_000, 2**20, 1000
+_TEXT, _INT = "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -170,9 +171,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     naming the file, and the line of a key that stands twice.
     """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"), str(path), Config)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        values = parse_yaml(read_bounded(path, _MOST_BYTES).decode(), str(path), Config)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid YAML: it is not UTF-8 text") from error
     if not isinstance(values, dict):
@@ -204,10 +203,14 @@ def parse_yaml(text: str, where: str, hint: Any = None) -> Any:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
 
 
-def _check_node(node: yaml.Node, hint: Any, where: str, path: str, left: Iterator[int]) -> None:
+def _check_node(node: yaml.Node, hint: Any, where: str, path: str, left: Iterator[int], depth: int = 0) -> None:
     """Refuses repeated keys and aliases that unfold without end; marks as text what ``hint`` says is text."""
     if next(left, None) is None:
         raise UserError(f"{where} holds more than {_MOST_VALUES} values: that is no configuration")
+    if depth > MOST_DEPTH:
+        raise UserError(f"{where} is not valid YAML: it is nested too deeply")
+    if isinstance(node, yaml.ScalarNode) and node.tag == _INT and len(node.value) > _MOST_DIGITS:
+        raise UserError(f"{where}, line {node.start_mark.line + 1}: {path.rstrip('.')} is a number of many digits")
     if isinstance(node, yaml.MappingNode):
         hints = {"preset": str, **typing.get_type_hints(hint)} if dataclasses.is_dataclass(hint) else {}
         seen: dict[str, int] = {}
@@ -225,13 +228,13 @@ def _check_node(node: yaml.Node, hint: Any, where: str, path: str, left: Iterato
             inner = hint if merged else hints.get(key.value)
             word = yaml.ScalarNode(_TEXT, key.value, key.start_mark, key.end_mark)
             node.value[place] = (key if merged else word, _as_text(value) if holds_text(inner) else value)
-            _check_node(value, inner, where, path if merged else f"{name}.", left)
+            _check_node(value, inner, where, path if merged else f"{name}.", left, depth + 1)
     elif isinstance(node, yaml.SequenceNode):
         parts = [arg for arg in (hint, *typing.get_args(hint)) if typing.get_origin(arg) is tuple]
         inner = typing.get_args(parts[0])[0] if parts else hint
         for place, value in enumerate(node.value):
             node.value[place] = _as_text(value) if holds_text(inner) else value
-            _check_node(value, inner, where, path, left)
+            _check_node(value, inner, where, path, left, depth + 1)
 
 
 def _as_text(node: yaml.Node) -> yaml.Node:

@@ -62,10 +62,11 @@ def group_runs(run_dirs: list[Path]) -> tuple[list[RunGroup], list[str]]:
             continue
         seen.add(folder.resolve())
         run = read_run(folder)
-        if run.complete:
+        if run.complete and any(a is not None for a in run.curve):
             groups.setdefault(_group_key(run), []).append(run)
         else:
-            notes.append(f"{folder} is not finished ({len(run.curve)} tasks so far) and was left out.")
+            why = "records no accuracy" if run.complete else f"is not finished ({len(run.curve)} tasks so far)"
+            notes.append(f"{folder} {why} and was left out.")
     if not groups:
         raise UserError(f"none of the {len(seen)} runs is complete; resume with `slca-fast train ... --resume`")
     records = [tuple(runs) for runs in groups.values()]

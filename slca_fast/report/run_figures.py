@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,6 +26,7 @@ from slca_fast.runs.record import RunRecord
 
 _MAX_NAMED_CLASSES = 24
 _MAX_NUMBERED_TASKS = 20
+_MAX_BANDS = 200
 # transparent at 0: the low end is whatever the page's background is
 _HEAT = LinearSegmentedColormap.from_list(
     "heat", [(0.0, (0.38, 0.60, 0.98, 0.0)), (0.5, (0.23, 0.47, 0.95, 0.5)), (1.0, (0.11, 0.25, 0.69, 1.0))]
@@ -219,11 +221,10 @@ def throughput(run: RunRecord) -> Draw:
 
 
 def _draw_by_task(axes: Axes, events: tuple[dict, ...], name: str, colour: str, theme: Theme) -> None:
-    tasks = sorted({int(event["task"]) for event in events})
+    by_task = {task: list(group) for task, group in groupby(events, lambda event: event["task"])}
     start = 0
-    for i, task in enumerate(tasks):
-        values = as_array([event.get(name) for event in events if int(event["task"]) == task])
-        values[~np.isfinite(values)] = np.nan
+    for i, (task, of_task) in enumerate(by_task.items()):
+        values = as_array([event.get(name) for event in of_task])
         few = len(values) <= 12 and len(events) <= 120
         axes.plot(
             start + 0.5 + np.arange(len(values)),
@@ -233,13 +234,13 @@ def _draw_by_task(axes: Axes, events: tuple[dict, ...], name: str, colour: str, 
             marker="o" if few else None,
             markersize=2.8,
         )
-        if i % 2:
+        if i % 2 and len(by_task) <= _MAX_BANDS:
             axes.axvspan(start, start + len(values), color=theme.muted, alpha=0.09, linewidth=0)
-        if i % max(1, -(-len(tasks) // 15)) == 0:
+        if i % max(1, -(-len(by_task) // 15)) == 0:
             axes.text(
                 start + len(values) / 2,
                 1.01,
-                f"{'task ' if i == 0 and len(tasks) <= 6 else ''}{task + 1}",
+                f"{'task ' if i == 0 and len(by_task) <= 6 else ''}{task + 1}",
                 transform=axes.get_xaxis_transform(),
                 ha="center",
                 va="bottom",

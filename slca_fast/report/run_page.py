@@ -19,6 +19,7 @@ from slca_fast.runs.record import RunRecord
 
 _FIGURES = ("accuracy_curve", "accuracy_matrix", "confusion", "loss", "phases", "throughput")
 _MAX_PROBLEMS_SHOWN = 100
+_MAX_TABLE_TASKS = 200
 
 
 def write_report(run_dir: Path) -> Path:
@@ -87,7 +88,10 @@ def _page(run: RunRecord) -> dict[str, Any]:
         "status": "complete" if run.complete else "in progress",
         "notes": notes,
         "numbers": [_card(run, metric) for metric in metrics.METRICS],
-        "matrix": _padded([[_fixed(a, 1) for a in row] for row in run.matrix]),
+        # The square of the tasks: accuracy_matrix.csv has it whole.
+        "matrix": _padded([[_fixed(a, 1) for a in row] for row in run.matrix])
+        if len(run.matrix) <= _MAX_TABLE_TASKS
+        else [],
         "mistakes": _mistakes(run),
         "phase_note": "Phases overlap, so they add up to more than the total." if overlapping else "",
         "backends": _backends(summary),
@@ -137,29 +141,24 @@ def _mistakes(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def _backends(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
-    backends, reasons = summary.get("backends"), summary.get("backend_reasons")
-    reasons = reasons if isinstance(reasons, dict) else {}
-    if not isinstance(backends, dict):
-        return []
+    backends, reasons = summary.get("backends") or {}, summary.get("backend_reasons") or {}
     return [(part, shown(name), shown(reasons.get(part, ""))) for part, name in backends.items()]
 
 
 def _machine(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [(name.replace("_", " "), shown(summary.get(name))) for name in ("device", "cpu_threads", "precision")]
-    versions = summary.get("versions")
-    if isinstance(versions, dict):
-        rows += [(name, shown(version)) for name, version in versions.items()]
+    rows += [(name, shown(version)) for name, version in (summary.get("versions") or {}).items()]
     return [*rows, ("weights SHA-256", shown(summary.get("weights_sha256")))]
 
 
 def _problem_summary(run: RunRecord) -> str:
     recorded = run.summary.get("data_problems")
-    if not isinstance(recorded, dict):
+    if recorded is None:
         return "Not recorded." if not run.problems else f"{len(run.problems)} found."
     quarantined = recorded.get("quarantined")
     if not quarantined and not run.problems:
         return "None found."
-    return f"{counted(quarantined, 'file') if isinstance(quarantined, int) else 'Files'} left out of the run."
+    return f"{counted(quarantined, 'file') if quarantined else 'Files'} left out of the run."
 
 
 def _problem_table(run: RunRecord) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from slca_fast.runs.old_runs import TITLES
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything a report shows about one run; what is missing on disk is empty or None here.
+    """Everything a report shows about one run; what is missing on disk, or unfit, is empty or None here.
 
     Accuracies are percent, times seconds, tasks count from 0. ``matrix[t][k]`` is the accuracy on task k's
     test images after task t; None where it was not measured.
@@ -37,8 +36,7 @@ class RunRecord:
     @property
     def method(self) -> str:
         """The method's written name, e.g. ``SLCA++``."""
-        title = self.summary.get("method_title")
-        if isinstance(title, str) and title:
+        if title := self.summary.get("method_title"):
             return title
         return TITLES.get(str(self.summary.get("method", "")), str(self.summary.get("method") or "run"))
 
@@ -52,8 +50,7 @@ class RunRecord:
 
     @property
     def task_sizes(self) -> tuple[int, ...]:
-        sizes = self.summary.get("task_sizes") or ()
-        return tuple(int(s) for s in sizes) if all(number(s) is not None for s in sizes) else ()
+        return tuple(self.summary.get("task_sizes") or ())
 
     @property
     def domain_incremental(self) -> bool:
@@ -77,16 +74,14 @@ class RunRecord:
     def class_names(self) -> list[str]:
         """Names in class order; empty when the run does not tell them."""
         names, order = self.summary.get("class_names") or [], self.summary.get("class_order") or []
-        if len(names) != len(order) or sorted(order) != list(range(len(names))):
-            return [str(name) for name in names]
-        return [str(names[c]) for c in order]
+        return [names[c] for c in order] if sorted(order) == list(range(len(names))) else names
 
     def metric(self, name: str) -> float | None:
         """A metric of the run, or of what a run in progress has so far; None where it is undefined or unknown.
 
         Taken from the accuracies where they are recorded, since older summaries hold 0 for what is undefined.
         """
-        function, recorded = metric_named(name).function, number(self.summary.get(name))
+        function, recorded = metric_named(name).function, self.summary.get(name)
         if function is None:
             return recorded
         value = function(self.curve, self.matrix)
@@ -94,20 +89,11 @@ class RunRecord:
 
     def phases(self) -> dict[str, float]:
         """Seconds per phase in a fixed order; ``other`` is what the total has beyond them."""
-        recorded = self.summary.get("phase_seconds")
-        recorded = recorded if isinstance(recorded, dict) else {}
+        recorded = self.summary.get("phase_seconds") or {}
         order = ["stage1", "statistics", "alignment", "evaluation", "data", "compile"]
         names = [n for n in order if n in recorded] + [n for n in recorded if n not in order]
-        seconds = {n: number(recorded[n]) for n in names}
-        phases = {n: s for n, s in seconds.items() if s is not None}
+        phases = {n: recorded[n] for n in names if recorded[n] is not None}
         total = self.metric("total_seconds")
         if phases and total is not None and total - sum(phases.values()) > 0.005 * total:
             phases["other"] = total - sum(phases.values())
         return phases
-
-
-def number(value: Any) -> float | None:
-    """A finite number as float, anything else as None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
