@@ -16,7 +16,7 @@ from slca_fast.experiment import run
 from slca_fast.metrics import TaskResult
 from slca_fast.model.head import Classifier
 from slca_fast.runs.folder import positions
-from slca_fast.runs.old_runs import stacked_heads
+from slca_fast.runs.old_weights import stacked_heads
 from slca_fast.runs.results import ResultsFile, confusion_of
 from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, write_snapshot
 from slca_fast.runs.state import RunState
