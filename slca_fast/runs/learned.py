@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slca_fast.methods.base import Method, TaskClassifier
 from slca_fast.model.backbone import Backbone
 from slca_fast.model.head import Classifier
-from slca_fast.runs.old_runs import classifier_tensors, stacked_heads
+from slca_fast.runs.old_weights import classifier_tensors, stacked_heads
 from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, weights_sha256
 from slca_fast.training.optim import optimizer_tensors
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from slca_fast.metrics import Confusion, TaskResult
 
@@ -52,11 +50,6 @@ def _guessed(config: Mapping[str, Any]) -> str:
     return "slcapp" if plus and of("align", "mean_scaling") is False else "slca"
 
 
-def classifier_tensors(groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """A checkpoint's classifier; versions before 0.2 called the group ``aligned``."""
-    return groups.get("classifier", groups.get("aligned"))
-
-
 def dense_results(results: Sequence[Mapping[str, Any]]) -> tuple[TaskResult, ...]:
     """Results in a checkpoint's state; versions before 0.2 kept them there, each with its dense confusion matrix.
 
@@ -73,15 +66,3 @@ def dense_results(results: Sequence[Mapping[str, Any]]) -> tuple[TaskResult, ...
         cell_K3 = np.stack([true_K, predicted_K, counts_CC[true_K, predicted_K]], axis=1)
         made[-1] = dataclasses.replace(made[-1], confusion=Confusion(len(counts_CC), cell_K3))
     return tuple(made)
-
-
-def stacked_heads(heads: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A checkpoint's heads as one weight and one bias; versions before 0.2 kept one of each per task.
-
-    Raises KeyError for other names.
-    """
-    if "weight" in heads:
-        return heads
-    tasks = range(len(heads) // 2)
-    empty = torch.empty(0)
-    return {name: torch.cat([heads[f"heads.{t}.{name}"] for t in tasks] or [empty]) for name in ("weight", "bias")}

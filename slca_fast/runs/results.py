@@ -83,12 +83,14 @@ def confusion_tensors(confusion: Confusion) -> dict[str, Tensor]:
     return {"cells": torch.from_numpy(confusion.cell_K3), "num_classes": torch.tensor(confusion.num_classes)}
 
 
-def confusion_of(tensors: Mapping[str, Tensor]) -> Confusion:
-    """The inverse of ``confusion_tensors``; raises BadSnapshot for what no run can have written."""
+def confusion_of(tensors: Mapping[str, Tensor], most: int) -> Confusion:
+    """The inverse of ``confusion_tensors``; raises BadSnapshot for what no run of ``most`` classes can have written."""
     cells, num_classes = tensors.get("cells"), tensors.get("num_classes")
-    if cells is None or num_classes is None or cells.dtype != torch.int64 or num_classes.shape != ():
+    if cells is None or num_classes is None or not cells.dtype == num_classes.dtype == torch.int64 or num_classes.dim():
         raise BadSnapshot("confusion.safetensors does not hold cells and num_classes")
     cell_K3, classes = cells.numpy(), int(num_classes)
+    if not 0 < classes <= most:
+        raise BadSnapshot(f"confusion.safetensors says {classes} classes, the run has {most}")
     if cell_K3.ndim != 2 or cell_K3.shape[1] != 3 or (cell_K3 < 0).any() or (cell_K3[:, :2] >= classes).any():
         raise BadSnapshot(f"confusion.safetensors does not hold the cells of {classes} classes")
     return Confusion(classes, cell_K3[np.lexsort((cell_K3[:, 1], cell_K3[:, 0]))])

@@ -201,7 +201,8 @@ def _restore_from(
     refuse_changes(state.config, state.data_sha256, setup.config, setup.data_sha256)
     results = setup.folder.results.read(state.position.task) if state.results is None else state.results
     if results and "confusion" in tensors:
-        results = (*results[:-1], dataclasses.replace(results[-1], confusion=confusion_of(tensors["confusion"])))
+        confusion = confusion_of(tensors["confusion"], len(state.class_names))
+        results = (*results[:-1], dataclasses.replace(results[-1], confusion=confusion))
     method = type(learned.method)(setup.config, learned.backbone.feature_dim)
     for task in range(state.position.task if method.remembers else 0):
         if not setup.folder.load_memory(task, method, setup.device, report):

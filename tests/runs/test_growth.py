@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny_config, write_images
 
 from slca_fast.experiment import run
 from slca_fast.metrics import TaskResult
+from slca_fast.model.head import Classifier
 from slca_fast.runs.folder import positions
-from slca_fast.runs.results import ResultsFile
+from slca_fast.runs.old_weights import stacked_heads
+from slca_fast.runs.results import ResultsFile, confusion_of
 from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, write_snapshot
 from slca_fast.runs.state import RunState
 
@@ -181,3 +184,28 @@ def test_lines_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path) -> 
     assert made.read(3)[2].accuracy == 1.0
     with pytest.raises(BadSnapshot):
         made.read(4)
+
+
+@pytest.mark.parametrize(
+    "cells, num_classes",
+    [
+        ([[0, 1, 3]], 2**60),
+        ([[0, 1, 3]], 0),
+        ([[0, 2, 3]], 2),
+        ([[-1, 0, 3]], 2),
+        ([[0, 0]], 2),
+        ([[0.0, 0.0, 1.0]], 2),
+        ([[0, 0, 1]], 2.0),
+        ([[0, 0, 1]], [2]),
+    ],
+)
+def test_a_confusion_that_no_run_wrote_is_refused(cells: list, num_classes: object) -> None:
+    with pytest.raises(BadSnapshot, match="confusion.safetensors"):
+        confusion_of({"cells": torch.tensor(cells), "num_classes": torch.tensor(num_classes)}, 8)
+
+
+def test_no_heads_come_back_as_no_heads() -> None:
+    heads = Classifier(feature_dim=3)
+    assert heads.stacked() == {}
+    heads.load_stacked(stacked_heads(heads.stacked()))
+    assert not heads.linears
