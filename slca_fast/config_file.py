@@ -19,6 +19,8 @@ from slca_fast.errors import UserError, did_you_mean
 FREE_MAPPINGS = ("model.kwargs", "method_settings")
 """Keys whose values are mappings of names that the configuration does not know."""
 _MOST_VALUES, _MOST_BYTES, _MOST_DIGITS = 10_000, 2**20, 1000
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 _TEXT, _INT = "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
 
 
@@ -68,23 +70,23 @@ def _typed(value: Any, hint: Any, option: str) -> Any:
         raise UserError(f"--{option} is empty: give a value, or leave it out")
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
-            raise UserError(f"--{option} is {_shown(value)}: give its keys, as {option}.NAME")
+            raise UserError(f"--{option} is {shown(value)}: give its keys, as {option}.NAME")
         return config_from_dict(value, hint, f"{option}.")
     if typing.get_origin(hint) is typing.Literal:
         if not isinstance(value, str) or value not in args:
             raise UserError(
-                f"--{option} is {_shown(value)}: give one of {', '.join(args)}{did_you_mean(str(value)[:40], args)}"
+                f"--{option} is {shown(value)}: give one of {', '.join(args)}{did_you_mean(str(value)[:40], args)}"
             )
         return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"--{option} is {_shown(value)}: give a list")
+            raise UserError(f"--{option} is {shown(value)}: give a list")
         if ... not in args and len(value) != len(args):
-            raise UserError(f"--{option} is {_shown(value)}: give {len(args)} values")
+            raise UserError(f"--{option} is {shown(value)}: give {len(args)} values")
         return tuple(_typed(part, args[0], option) for part in value)
     if typing.get_origin(hint) is dict:
         if not isinstance(value, dict):
-            raise UserError(f"--{option} is {_shown(value)}: give a mapping, as {{name: value}}")
+            raise UserError(f"--{option} is {shown(value)}: give a mapping, as {{name: value}}")
         return {str(key): _plain_data(part, f"{option}.{key}") for key, part in value.items()}
     return _scalar(value, hint, option)
 
@@ -94,11 +96,11 @@ def _scalar(value: Any, hint: type, option: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise UserError(f"--{option} is {_shown(value)}: give a smaller number") from None
+            raise UserError(f"--{option} is {shown(value)}: give a smaller number") from None
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UserError(f"--{option} is {_shown(value)}: give {_KINDS[hint]}")
+        raise UserError(f"--{option} is {shown(value)}: give {_KINDS[hint]}")
     if isinstance(value, str) and "\0" in value:
-        raise UserError(f"--{option} is {_shown(value)}: no name holds a NUL character")
+        raise UserError(f"--{option} is {shown(value)}: no name holds a NUL character")
     return value
 
 
@@ -113,11 +115,12 @@ def _plain_data(value: Any, option: str) -> Any:
         return [_plain_data(part, option) for part in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise UserError(f"--{option} is {_shown(value)}: give a number, a word, true, false, or a list or mapping of them")
+    raise UserError(f"--{option} is {shown(value)}: give a number, a word, true, false, or a list or mapping of them")
 
 
-def _shown(value: Any) -> str:
-    return reprlib.repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of many digits"
+def shown(value: Any) -> str:
+    """A value as a message shows it: shortened, on one line."""
+    return _SHORT.repr(value) if not isinstance(value, int) or abs(value) < 10**40 else "a number of many digits"
 
 
 def holds_text(hint: Any) -> bool:

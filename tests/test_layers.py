@@ -11,7 +11,7 @@ import pytest
 from draw_architecture import ROOT, files, imports, room
 
 LAYERS = (
-    {"errors", "files", "seeds"},
+    {"errors", "bounded", "files", "seeds"},
     {"kernels"},
     {"ops"},
     {"config", "config_file", "datasets", "tasks", "metrics", "embedded", "machine"},
@@ -27,6 +27,7 @@ LAYERS = (
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ALONE = {
     "errors": set(),
+    "bounded": {"errors"},
     "datasets": set(),
     "config": {"errors", "datasets"},
     "tasks": {"errors"},

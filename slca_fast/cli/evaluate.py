@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 
 from slca_fast.cli.paths import user_path
+from slca_fast.cli.warning import warn
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,21 +19,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    from slca_fast.data.index import load_dataset
     from slca_fast.data.stream import Stream
-    from slca_fast.errors import UserError
     from slca_fast.machine.float32 import fast_float32_products
+    from slca_fast.metrics import ABSENT
+    from slca_fast.runs.retest import dataset_for
     from slca_fast.runs.trained import load_run
     from slca_fast.training.evaluation import evaluate
     from slca_fast.training.features import extract_features
 
-    model = load_run(options.run, options.device)
+    model = load_run(options.run, options.device, warn)
     config = model.config
     if options.root is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=options.root))
-    dataset = load_dataset(config.data)
-    if dataset.class_names != model.class_names:
-        raise UserError(f"--data.root {config.data.root}: its classes are not those of {options.run}")
+    dataset = dataset_for(model, config.data)
     stream = Stream(dataset, model.plan, config.data, config.optim.batch_size, model.device)
     try:
         with fast_float32_products(model.device):
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             )
         )
     else:
-        by_task = " ".join(f"{value:.2f}" for value in result.per_task)
+        by_task = " ".join(ABSENT if value is None else f"{value:.2f}" for value in result.per_task)
         print(
             f"after task {model.num_tasks_done}: accuracy {result.accuracy:.2f}, top-5 {result.top5:.2f} "
             f"({len(labels)} images; by task: {by_task})"

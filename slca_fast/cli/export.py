@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from slca_fast.cli.paths import user_path
+from slca_fast.cli.warning import warn
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,6 +20,6 @@ def main(argv: Sequence[str]) -> int:
     from slca_fast.runs.trained import load_run
 
     write = export_timm if options.format == "timm" else export_peft
-    for path in write(load_run(options.run, "cpu"), options.to):
+    for path in write(load_run(options.run, "cpu", warn), options.to):
         print(path)
     return 0

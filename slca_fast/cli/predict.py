@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from slca_fast.cli.paths import user_path
+from slca_fast.cli.warning import warn
 from slca_fast.errors import DataError, UserError
 
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     files = list(_files(options.paths))
     from slca_fast.runs.trained import load_run, predict
 
-    for prediction in predict(load_run(options.run, options.device), files, options.top_k):
+    for prediction in predict(load_run(options.run, options.device, warn), files, options.top_k):
         best = list(zip(prediction.classes, prediction.probabilities))
         if options.json:
             print(

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from slca_fast.kernels.gaussian_sampling.packing import pack_lower
+from slca_fast.kernels.gaussian_sampling.packing import pack_lower, packed_shape
 from slca_fast.methods.gaussians_moments import ClassMoments
 from slca_fast.methods.tensor_file import read_tensors, write_tensors
 
 FORMAT = "slca_fast.ClassGaussians/1"
 KIND = "gaussians"
+
+
+class Header(TypedDict):
+    """What ``header_of`` makes."""
+
+    feature_dim: Annotated[int, Meta(ge=1, le=2**20)]
+    ridge: Annotated[float, Meta(ge=0, le=1e30)]
+    storage: Literal["auto", "dense"]
+    accumulate_dtype: Literal["float32", "float64"]
+    factor_dtype: Literal["float32", "float64"]
+    num_classes: Annotated[int, Meta(ge=0, le=10_000_000)]
 
 
 def header_of(settings: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
@@ -78,6 +91,38 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises: ValueError naming the path for a damaged or foreign file.
     """
     header, tensors = read_tensors(Path(path), KIND)
-    if header["format"] != FORMAT:
-        raise ValueError(f"{path} has format {header['format']!r}, this version reads {FORMAT!r}")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise ValueError(f"{path} has format {str(found)[:40]!r}, this version reads {FORMAT!r}")
+    try:
+        fit = _fits(tensors, msgspec.convert(header, Header))
+    except (msgspec.ValidationError, OverflowError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not fit:
+        raise ValueError(f"{path} holds no moments of its classes and width")
     return tensors, header
+
+
+def _fits(tensors: Mapping[str, Tensor], header: Header) -> bool:
+    """Whether ``tensors`` are what ``tensors_of`` can have made; raises KeyError for a missing one."""
+    dim, dtype = header["feature_dim"], getattr(torch, header["accumulate_dtype"])
+    ids = ("class_id", "count", "low_rank_class_id", "low_rank_num_rows", "packed_class_id")
+    if any(tensors[name].dtype != torch.int64 or tensors[name].dim() != 1 for name in ids):
+        return False
+    classes, thin, dense = (tensors[name].tolist() for name in ("class_id", "low_rank_class_id", "packed_class_id"))
+    num_rows = tensors["low_rank_num_rows"].tolist()
+    shapes = {
+        "count": ((len(classes),), torch.int64),
+        "low_rank_num_rows": ((len(thin),), torch.int64),
+        "mean": ((len(classes), dim), torch.float64),
+        "low_rank_rows": ((sum(num_rows), dim), dtype),
+        "packed_scatter": ((len(dense), *packed_shape(dim)), dtype),
+    }
+    return (
+        all((tuple(tensors[name].shape), tensors[name].dtype) == expected for name, expected in shapes.items())
+        and sorted(thin + dense) == sorted(set(classes))
+        and all(0 <= c < header["num_classes"] for c in classes)
+        and min(tensors["count"].tolist(), default=1) >= 1
+        and min(num_rows, default=0) >= 0
+        and all(tensor.isfinite().all() for tensor in tensors.values())
+    )

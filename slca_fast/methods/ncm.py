@@ -108,6 +108,9 @@ class NCM(Method):
         _, tensors = read_tensors(path, KIND)
         if set(tensors) != {"label", "mean", "num_images"} or tensors["mean"].shape[1:] != (self.feature_dim,):
             raise ValueError(f"{path} holds no means of width {self.feature_dim}")
+        shape = tensors["mean"].shape[:1]
+        if any(tensors[name].shape != shape or tensors[name].dtype != torch.int64 for name in ("label", "num_images")):
+            raise ValueError(f"{path} does not hold a label and a number of images for each mean")
         self._of_task[task] = _on(tensors, device)
 
     def tensors(self) -> dict[str, Tensor]:

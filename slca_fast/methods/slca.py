@@ -57,7 +57,10 @@ class SLCA(Method):
         self._of_task[task].save(path)
 
     def load(self, task: int, path: Path, device: torch.device) -> None:
-        self._take_in(task, ClassGaussians.load(path, device))
+        measured = ClassGaussians.load(path, device)
+        if measured.feature_dim != self.feature_dim:
+            raise ValueError(f"{path} holds no Gaussians of width {self.feature_dim}")
+        self._take_in(task, measured)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"gaussians.{name}": tensor for name, tensor in self.gaussians.state_tensors().items()}

@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
+from slca_fast.bounded import parse_json
 from slca_fast.files import replace_bytes
 
 
@@ -24,16 +25,18 @@ def write_tensors(path: Path, kind: str, header: Mapping[str, Any], tensors: Map
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(header, tensors) that ``write_tensors`` wrote; raises ValueError naming the path for any other content."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    except (safetensors.SafetensorError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {str(error)[:200]}") from error
     header_text = metadata.get(kind, "")
     if metadata.get("sha256") != _checksum(tensors, header_text):
         raise ValueError(f"{path} is damaged or holds no {kind.replace('_', ' ')}: its checksum does not match")
-    return json.loads(header_text), tensors
+    return parse_json(header_text, path), tensors
 
 
 def _checksum(tensors: Mapping[str, Tensor], header_text: str) -> str:

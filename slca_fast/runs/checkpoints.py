@@ -55,6 +55,7 @@ class Checkpoints:
             frozen_sha256=setup.frozen_sha256,
             num_ranks=self._ranks.size,
             class_names=setup.dataset.class_names,
+            domain_names=setup.dataset.train.domain_names if setup.plan.scenario == "dil" else (),
             class_order=setup.plan.class_order,
             task_sizes=setup.plan.sizes,
             clock=self._clock.to_dict(),

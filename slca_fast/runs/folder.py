@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from slca_fast import files
+from slca_fast.bounded import Unreadable, parse_json, read_bounded
 from slca_fast.config import Config
 from slca_fast.config_file import config_from_dict, read_config_file
 from slca_fast.errors import UserError
 from slca_fast.methods.base import Method
 from slca_fast.runs.old_runs import with_method
 from slca_fast.runs.results import ResultsFile
-from slca_fast.runs.snapshot import newest_valid, write_snapshot
+from slca_fast.runs.schema import MOST_BYTES
+from slca_fast.runs.snapshot import STATE, BadSnapshot, newest_valid, write_snapshot
 from slca_fast.runs.state import RunState
 from slca_fast.runs.tracking import Tracker, numbers_of
 
@@ -64,6 +66,14 @@ def is_finished_task(position: Path) -> bool:
     assert place is not None, position
     task, epoch, step = place
     return task > 0 and epoch == 0 and step == 0
+
+
+def state_of(checkpoint: Path, values: Mapping[str, Any]) -> RunState:
+    """The state in a training checkpoint; raises BadSnapshot when it is none, or that of another position."""
+    state = RunState.from_dict(values)
+    if _place(checkpoint) != (state.position.task, state.position.epoch, state.position.step):
+        raise BadSnapshot(f"{checkpoint / STATE} is of another position than the folder's name says")
+    return state
 
 
 def _place(checkpoint: Path) -> tuple[int, ...] | None:
@@ -180,8 +190,9 @@ class RunFolder:
     def summary(self) -> dict[str, Any] | None:
         """The summary of a complete run; None when there is none or it cannot be read."""
         try:
-            summary = json.loads((self.path / "summary.json").read_bytes())
-        except (OSError, ValueError):
+            path = self.path / "summary.json"
+            summary = parse_json(read_bounded(path, MOST_BYTES), path)
+        except Unreadable:
             return None
         return summary if isinstance(summary, dict) and summary.get("status") == "complete" else None
 

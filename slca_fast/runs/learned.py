@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ from slca_fast.model.backbone import Backbone
 from slca_fast.model.head import Classifier
 from slca_fast.runs.old_weights import classifier_tensors, stacked_heads
 from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, weights_sha256
-from slca_fast.training.optim import optimizer_tensors
+from slca_fast.training.optim import check_optimizer_tensors, optimizer_tensors, slow_learner_param_groups
 
 TensorGroups = Mapping[str, Mapping[str, Tensor]]
 
@@ -57,6 +57,7 @@ class Learned:
         """Puts a checkpoint's tensors back. Raises BadSnapshot when they are not this model's or method's."""
         heads = Classifier(self.backbone.feature_dim)
         try:
+            _require_weights(self.backbone, groups["backbone"])
             parameters = dict(self.backbone.named_parameters())
             with torch.no_grad():
                 for name, tensor in groups["backbone"].items():
@@ -67,10 +68,27 @@ class Learned:
                 heads.grow(task_sizes[task], 0, device)
             heads.load_stacked(saved)
             classifier = classifier_of(self.method, groups, task_sizes, device)
-        except (KeyError, IndexError, ValueError, RuntimeError) as error:
+            if not all(tensor.isfinite().all() for tensor in heads.state_dict().values()):
+                raise ValueError("the heads hold NaN or infinity")
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise BadSnapshot(f"its weights are not this model's ({' '.join(str(error).split())[:200]})") from error
         self.heads, self.classifier = heads, classifier
         self.kept = {name: tensor.to(device) for name, tensor in groups.get("kept", {}).items()}
+
+    def require_tasks(self, num_finished: int, num_heads: Collection[int]) -> None:
+        """Raises BadSnapshot unless there are so many heads, and a classifier of the finished tasks or of one more."""
+        classified = 0 if self.classifier is None else len(self.classifier.task_sizes)
+        if len(self.heads.heads) not in num_heads or classified not in (num_finished, num_finished + 1):
+            heads = f"{len(self.heads.heads)} heads and a classifier of {classified} tasks"
+            raise BadSnapshot(f"it has {heads} after {num_finished} tasks")
+
+    def check_optimizer(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Raises BadSnapshot unless ``tensors`` are those of optimizer ``name`` on the newest head and the backbone."""
+        groups = slow_learner_param_groups(self.backbone, self.heads.linears[-1].parameters())
+        try:
+            check_optimizer_tensors(name, [p for group in groups for p in group["params"]], tensors)
+        except ValueError as error:
+            raise BadSnapshot(f"optimizer.safetensors: {error}") from error
 
     def digest(self) -> str:
         """One digest over backbone, heads and memory (``weights_sha256`` of the summary)."""
@@ -95,16 +113,37 @@ class Learned:
 def classifier_of(
     method: Method, groups: TensorGroups, task_sizes: tuple[int, ...], device: torch.device
 ) -> TaskClassifier | None:
-    """The classifier in a checkpoint; None when it was made before any. Raises KeyError for another method's."""
+    """The classifier in a checkpoint; None when it was made before any.
+
+    Raises KeyError, TypeError, ValueError and RuntimeError for another method's, or one of other labels or features.
+    """
     tensors = classifier_tensors(groups)
     if tensors is None:
         return None
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    num_labels = len(next(iter(tensors.values())))
+    num_labels = len(next(iter(tensors.values()), ()))
     totals = list(accumulate(task_sizes))
     if num_labels not in totals:
         raise KeyError(f"a classifier of {num_labels} labels")
-    return method.classifier_of(tensors, task_sizes[: totals.index(num_labels) + 1])
+    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        raise ValueError("the classifier holds NaN or infinity")
+    classifier = method.classifier_of(tensors, task_sizes[: totals.index(num_labels) + 1])
+    if classifier.scores(torch.zeros(1, method.feature_dim, device=device)).shape != (1, num_labels):
+        raise ValueError(f"the classifier does not score {num_labels} labels")
+    return classifier
+
+
+def _require_weights(backbone: Backbone, tensors: Mapping[str, Tensor]) -> None:
+    """Raises KeyError and ValueError unless ``tensors`` has every parameter that learns, in its shape, and finite."""
+    for name in trainable_state(backbone):
+        if name not in tensors:
+            raise KeyError(f"no {name}")
+    parameters = dict(backbone.named_parameters())
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape or not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype} of {list(tensor.shape)}, not of {list(parameters[name].shape)}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity")
 
 
 def trainable_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -118,6 +157,24 @@ def frozen_state(backbone: Backbone) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in backbone.state_dict().items() if name not in trainable}
 
 
+def load_frozen(backbone: Backbone, folder: Path, elsewhere: Collection[str] = ()) -> None:
+    """Puts the weights of snapshot ``folder`` into ``backbone``.
+
+    Raises BadSnapshot unless it has everything frozen but what ``elsewhere`` names: earlier versions took parameters
+    that no gradient reaches for some that learn.
+    """
+    tensors = read_snapshot(folder)[0].get("backbone", {})
+    for name, expected in frozen_state(backbone).items():
+        tensor = tensors.get(name)
+        if tensor is None and name in elsewhere:
+            continue
+        if tensor is None or tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            raise BadSnapshot(f"{folder} does not hold {name} of {list(expected.shape)}")
+        if not tensor.isfinite().all():
+            raise BadSnapshot(f"{folder}: {name} holds NaN or infinity")
+    backbone.load_state_dict(tensors, strict=False)
+
+
 def restore_frozen(backbone: Backbone, folder: Path, expected: str | None, report: Callable[[str], None]) -> str:
     """Puts the run's own frozen weights from ``folder`` into ``backbone``; returns their digest.
 
@@ -125,9 +182,8 @@ def restore_frozen(backbone: Backbone, folder: Path, expected: str | None, repor
     built serves if it has the digest ``expected``. Raises BadSnapshot when neither does.
     """
     try:
-        tensors, _ = read_snapshot(folder)
-        backbone.load_state_dict(tensors.get("backbone", {}), strict=False)
-    except (BadSnapshot, RuntimeError) as problem:
+        load_frozen(backbone, folder)
+    except BadSnapshot as problem:
         report(f"frozen weights ignored: {problem}")
     digest = weights_sha256(frozen_state(backbone))
     if expected is not None and digest != expected:

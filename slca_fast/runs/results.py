@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from slca_fast import files
+from slca_fast.bounded import Unreadable, parse_json, read_bounded
 from slca_fast.metrics import Confusion, TaskResult
 from slca_fast.runs.snapshot import BadSnapshot
+
+_MOST_BYTES = 2**29
 
 
 class ResultsFile:
@@ -63,18 +66,18 @@ def _digest(values: Mapping[str, Any]) -> str:
 
 def _intact(path: Path) -> Iterator[tuple[int, TaskResult]]:
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
+        lines = read_bounded(path, _MOST_BYTES).split(b"\n")
+    except Unreadable:
         return
     for line in lines:
         try:
-            values = json.loads(line)
+            values = parse_json(line, path)
             if values.pop("sha256") == _digest(values):
                 task = values.pop("task")
                 result = TaskResult.from_dict(values)
                 if type(task) is int and len(result.per_task) == task + 1:
                     yield task, result
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
 
 

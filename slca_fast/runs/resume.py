@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slca_fast.config import Config
-from slca_fast.config_file import config_to_dict, flatten
+from slca_fast.config_file import config_to_dict, flatten, shown
 from slca_fast.data.index import ImageDataset
 from slca_fast.errors import UserError
 
@@ -43,18 +43,31 @@ def data_sha256(dataset: ImageDataset) -> str:
     return digest.hexdigest()
 
 
+def first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Key, old and new value, written out, of the first setting that must not differ and does; None without one."""
+    old, new = flatten(dict(before)), flatten(dict(now))
+    for key in sorted(old.keys() | new.keys()):
+        was, now_is = old.get(key), new.get(key)
+        if key in MAY_CHANGE or was == now_is:
+            continue
+        if isinstance(was, dict) and isinstance(now_is, dict):
+            part = next(k for k in sorted(was.keys() | now_is.keys()) if was.get(k) != now_is.get(k))
+            return f"{key}.{part}", shown(was.get(part)), shown(now_is.get(part))
+        return key, shown(was), shown(now_is)
+    return None
+
+
 def refuse_changes(before: Mapping[str, Any], data_before: str | None, config: Config, data_hash: str) -> None:
     """Raises UserError naming the first setting that differs from those the run was started with.
 
     ``before``: its configuration as a dictionary; ``data_before``: its images' digest, None where not known.
     """
-    old, now = flatten(dict(before)), flatten(config_to_dict(config))
-    for key in sorted(old.keys() | now.keys()):
-        if key not in MAY_CHANGE and old.get(key) != now.get(key):
-            raise UserError(
-                f"--{key} is {now.get(key)!r} but the run was started with {old.get(key)!r}; resume with "
-                f"the old value, or start a new run in another --output"
-            )
+    if (change := first_change(before, config_to_dict(config))) is not None:
+        key, old, now = change
+        raise UserError(
+            f"--{key} is {now} but the run was started with {old}; resume with the old value, or start a new run in "
+            f"another --output"
+        )
     if data_before not in (None, data_hash):
         raise UserError(
             "--data.root: the images are not those the run was started with (paths, sizes or labels "

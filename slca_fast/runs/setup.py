@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from slca_fast.data.index import ImageDataset, load_dataset
 from slca_fast.data.layout import describe_cells
 from slca_fast.data.share import share_of_machine
 from slca_fast.data.stream import Stream
+from slca_fast.errors import UserError
 from slca_fast.files import replace_json, replace_text
 from slca_fast.machine.environment import pick_device, pick_precision
 from slca_fast.machine.ranks import Ranks
@@ -25,7 +25,7 @@ from slca_fast.metrics import TaskResult
 from slca_fast.model.build import build_backbone
 from slca_fast.model.fast_path import Execution, Remembered, choose
 from slca_fast.runs.clock import Clock
-from slca_fast.runs.folder import RunFolder
+from slca_fast.runs.folder import RunFolder, state_of
 from slca_fast.runs.learned import Learned, frozen_state, restore_frozen
 from slca_fast.runs.observer import Observer
 from slca_fast.runs.results import confusion_of
@@ -164,7 +164,9 @@ def _restore(setup: Setup, observer: Observer, ranks: Ranks, clock: Clock) -> Re
     def newest() -> str | None:
         for path, tensors, values in setup.folder.newest(observer.message):
             try:
-                found.append(_restore_from(setup, tensors, values, clock, observer.message))
+                state = state_of(path, values)
+                _restore_from(setup, tensors, state, clock, observer.message)
+                found.append(state)
             except BadSnapshot as problem:
                 observer.message(f"checkpoint ignored: {path}: {problem}")
                 continue
@@ -177,6 +179,10 @@ def _restore(setup: Setup, observer: Observer, ranks: Ranks, clock: Clock) -> Re
         before = setup.folder.config()
         if before is not None:
             refuse_changes(before, None, setup.config, setup.data_sha256)
+        # What was tried may have left some of its weights.
+        model, size, seed = setup.config.model, setup.config.data.image_size, setup.config.seed
+        setup.learned.backbone.load_state_dict(build_backbone(model, size, seed).state_dict())
+        setup.frozen_sha256 = weights_sha256(frozen_state(setup.learned.backbone))
         setup.folder.start_over()
         _begin(setup, ranks)
         observer.message("no checkpoint to continue from: starting from the first task")
@@ -184,21 +190,32 @@ def _restore(setup: Setup, observer: Observer, ranks: Ranks, clock: Clock) -> Re
 
     name = ranks.from_first(newest)
     if not ranks.is_first and name is not None:
-        tensors, values = read_snapshot(setup.folder.checkpoints / name)
-        found.append(_restore_from(setup, tensors, values, clock, lambda problem: None))
+        path = setup.folder.checkpoints / name
+        try:
+            tensors, values = read_snapshot(path)
+            found.append(state_of(path, values))
+            _restore_from(setup, tensors, found[-1], clock, lambda problem: None)
+        except BadSnapshot as problem:
+            raise UserError(f"{path}, which rank 0 read, cannot be read here: {problem}") from problem
     return Remembered(found[-1].attention, found[-1].blocks) if found else Remembered()
 
 
 def _restore_from(
     setup: Setup,
     tensors: dict[str, dict[str, Tensor]],
-    values: dict[str, Any],
+    state: RunState,
     clock: Clock,
     report: Callable[[str], None],
-) -> RunState:
+) -> None:
     """Raises BadSnapshot, with nothing but weights changed, when the checkpoint cannot be continued from."""
-    state, learned = RunState.from_dict(values), setup.learned
+    learned, plan = setup.learned, setup.plan
     refuse_changes(state.config, state.data_sha256, setup.config, setup.data_sha256)
+    if (state.class_names, state.class_order, state.task_sizes) != (
+        setup.dataset.class_names,
+        plan.class_order,
+        plan.sizes,
+    ):
+        raise BadSnapshot("its classes or tasks are not those of the configuration")
     results = setup.folder.results.read(state.position.task) if state.results is None else state.results
     if results and "confusion" in tensors:
         confusion = confusion_of(tensors["confusion"], len(state.class_names))
@@ -210,7 +227,11 @@ def _restore_from(
     setup.frozen_sha256 = restore_frozen(learned.backbone, setup.folder.frozen, state.frozen_sha256, report)
     restored = Learned(learned.backbone, method)
     restored.restore(tensors, setup.plan.sizes, setup.device)
+    at = state.position
+    restored.require_tasks(at.task, (at.task, at.task + 1) if at.begins_task else (at.task + 1,))
+    optimizer = tensors.get("optimizer")
+    if optimizer is not None:
+        restored.check_optimizer(setup.config.optim.name, optimizer)
     clock.go_on_from(state.clock)
     setup.learned, setup.position, setup.results = restored, state.position, results
-    setup.optimizer_state = tensors.get("optimizer")
-    return state
+    setup.optimizer_state = optimizer

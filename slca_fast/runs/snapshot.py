@@ -21,10 +21,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from slca_fast import files
+from slca_fast.bounded import Unreadable, parse_json, read_bounded
 
 MANIFEST = "MANIFEST.json"
 STATE = "state.json"
 FORMAT = 1
+_MOST_MANIFEST_BYTES, _MOST_STATE_BYTES = 2**20, 2**29
+# Versions before 0.2 wrote states of hundreds of MB.
 _FILE_NAME = re.compile(r"[a-z_]+\.safetensors|state\.json")
 
 
@@ -68,28 +71,34 @@ def write_snapshot(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], st
 def read_snapshot(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors and the state of a snapshot, every byte verified; raises BadSnapshot with the reason."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = parse_json(read_bounded(folder / MANIFEST, _MOST_MANIFEST_BYTES), folder / MANIFEST)
         claimed = manifest.pop("sha256")
         if _digest_of(manifest) != claimed:
             raise BadSnapshot(f"{folder / MANIFEST} does not match its own digest")
         if manifest["format"] != FORMAT:
-            raise BadSnapshot(f"{folder} has format {manifest['format']}, this version reads {FORMAT}")
+            raise BadSnapshot(f"{folder} has format {str(manifest['format'])[:40]}, this version reads {FORMAT}")
         payload = {}
         for name, entry in manifest["files"].items():
             if not _FILE_NAME.fullmatch(name):
-                raise BadSnapshot(f"{folder / MANIFEST} names {name!r}, which no snapshot holds")
-            if (folder / name).stat().st_size != entry["bytes"]:
-                raise BadSnapshot(f"{folder / name} has another size than {entry['bytes']} bytes")
-            data = (folder / name).read_bytes()
+                raise BadSnapshot(f"{folder / MANIFEST} names {name[:40]!r}, which no snapshot holds")
+            size = (folder / name).stat().st_size
+            if size != entry["bytes"]:
+                raise BadSnapshot(f"{folder / name} has another size than its manifest says")
+            data = read_bounded(folder / name, _MOST_STATE_BYTES if name == STATE else size)
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 raise BadSnapshot(f"{folder / name} does not match its sha256")
             payload[name] = data
-        state = json.loads(payload.pop(STATE))
+        state = parse_json(payload.pop(STATE), folder / STATE)
         tensors = {name.removesuffix(".safetensors"): load_tensors(data) for name, data in payload.items()}
     except OSError as error:
         raise BadSnapshot(f"{folder} cannot be read ({error.strerror}: {error.filename})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise BadSnapshot(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error})") from error
+    except Unreadable as error:
+        raise BadSnapshot(str(error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadSnapshot(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {reason})") from error
+    if not isinstance(state, dict):
+        raise BadSnapshot(f"{folder / STATE} does not hold a table")
     return tensors, state
 
 

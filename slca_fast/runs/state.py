@@ -54,6 +54,8 @@ class RunState:
     attention: str | None
     blocks: str | None
     """Who computed: what rounds alike is taken again on resume."""
+    domain_names: tuple[str, ...] | None = None
+    """Of every task in domain-incremental learning, else empty; None where a version before 0.2 did not say."""
     results: tuple[TaskResult, ...] | None = None
     """Of the finished tasks, where a version before 0.2 wrote them here."""
 
@@ -66,6 +68,7 @@ class RunState:
             **values.pop("clock"),
             "position": dataclasses.asdict(self.position),
             "class_names": list(self.class_names),
+            "domain_names": None if self.domain_names is None else list(self.domain_names),
             "class_order": list(self.class_order),
             "task_sizes": list(self.task_sizes),
         }
@@ -81,12 +84,16 @@ class RunState:
 
 def _checked(values: Mapping[str, Any]) -> RunState:
     names = tuple(_text(name, "class_names") for name in _list(values, "class_names"))
+    recorded = None if values.get("domain_names") is None else _list(values, "domain_names")
+    domains = None if recorded is None else tuple(_text(name, "domain_names") for name in recorded)
     order = tuple(_count(c, "class_order") for c in _list(values, "class_order"))
     sizes = tuple(_count(size, "task_sizes", least=1) for size in _list(values, "task_sizes"))
     if sorted(order) != list(range(len(names))):
         raise ValueError(f"class_order does not order the {len(names)} class_names")
     if len(names) == 0 or sum(sizes) % len(names) != 0:
         raise ValueError(f"task_sizes do not share out {len(names)} classes")
+    if domains and not len(domains) == len(set(domains)) == len(sizes):
+        raise ValueError(f"domain_names are not those of {len(sizes)} tasks")
     position = _position(values["position"])
     if position.task > len(sizes):
         raise ValueError(f"position.task is {position.task} of {len(sizes)} tasks")
@@ -103,6 +110,7 @@ def _checked(values: Mapping[str, Any]) -> RunState:
         frozen_sha256=_optional_text(values, "frozen_sha256"),
         num_ranks=_count(values.get("num_ranks", 1), "num_ranks", least=1),
         class_names=names,
+        domain_names=domains,
         class_order=order,
         task_sizes=sizes,
         clock=_clock(values),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.config import Config
+from slca_fast.config_file import config_from_dict, config_to_dict
 from slca_fast.data.images import BadImage, allow_megapixels, decode_rgb
 from slca_fast.data.pillow import render
 from slca_fast.data.plan import test_plan
@@ -22,11 +24,12 @@ from slca_fast.methods.table import method_class
 from slca_fast.model.backbone import Backbone, autocast
 from slca_fast.model.build import build_backbone
 from slca_fast.model.fast_path import choose
-from slca_fast.runs.folder import is_finished_task, positions, run_config
-from slca_fast.runs.learned import Learned, TensorGroups, classifier_of
-from slca_fast.runs.snapshot import BadSnapshot, newest_valid, read_snapshot
+from slca_fast.runs.folder import is_finished_task, positions, run_config, state_of
+from slca_fast.runs.learned import Learned, TensorGroups, classifier_of, load_frozen
+from slca_fast.runs.resume import first_change
+from slca_fast.runs.snapshot import BadSnapshot, newest_valid
 from slca_fast.runs.state import RunState
-from slca_fast.tasks import TaskPlan
+from slca_fast.tasks import TaskPlan, plan_tasks
 from slca_fast.training.evaluation import class_scores
 
 
@@ -38,6 +41,10 @@ class TrainedModel:
     plan: TaskPlan
     class_names: tuple[str, ...]
     """Sorted, as in the data set; class ids are positions in it."""
+    domain_names: tuple[str, ...] | None
+    """One for every task in domain-incremental learning, else empty; None where an old run did not say."""
+    data_sha256: str | None
+    """Of the images that the run was trained and tested on."""
     backbone: Backbone
     classifier: TaskClassifier
     device: torch.device
@@ -58,39 +65,70 @@ class TrainedModel:
         return self.class_names[self.plan.class_order[position]]
 
 
-def load_run(run: Path, device: str = "auto") -> TrainedModel:
-    """The newest finished task of run folder ``run``; raises UserError when there is none that can be trusted."""
+def load_run(run: Path, device: str = "auto", report: Callable[[str], None] = lambda problem: None) -> TrainedModel:
+    """The newest finished task of run folder ``run``; ``report`` is told of checkpoints that are passed over.
+
+    Raises UserError when there is none that can be trusted.
+    """
     config = run_config(run)
     problems: list[str] = []
     finished = [position for position in positions(run / "checkpoints") if is_finished_task(position)]
-    for _, tensors, values in newest_valid(finished, problems.append):
+    for path, tensors, values in newest_valid(finished, problems.append):
         try:
-            return _trained(run, config, tensors, RunState.from_dict(values), pick_device(device))
+            found = _trained(run, config, tensors, state_of(path, values), pick_device(device))
         except BadSnapshot as problem:
-            problems.append(str(problem))
+            problems.append(f"checkpoint ignored: {path}: {problem}")
+            continue
+        for line in problems:
+            report(line)
+        return found
     reason = f" ({problems[0]})" if problems else ""
     raise UserError(f"{run} has no finished task yet{reason}")
 
 
 def _trained(run: Path, config: Config, tensors: TensorGroups, state: RunState, device: torch.device) -> TrainedModel:
+    _require_config(run, config, state)
+    plan = _plan(config, state)
     backbone = _bare_backbone(config)
-    try:
-        frozen, _ = read_snapshot(run / "checkpoints" / "frozen")
-    except BadSnapshot as problem:
-        raise UserError(f"{run} is damaged: {problem}") from problem
-    backbone.load_state_dict(frozen["backbone"], strict=False)
+    load_frozen(backbone, run / "checkpoints" / "frozen", elsewhere=tensors.get("backbone", {}))
     learned = Learned(backbone, method_class(config.method)(config, backbone.feature_dim))
     learned.restore(tensors, state.task_sizes, torch.device("cpu"))
+    learned.require_tasks(state.position.task, (state.position.task,))
     classifier = classifier_of(learned.method, tensors, state.task_sizes, device)
-    if classifier is None:
-        raise BadSnapshot("it holds no classifier")
+    if classifier is None or len(classifier.task_sizes) != state.position.task:
+        raise BadSnapshot("it holds no classifier of all its tasks")
     precision = pick_precision(config.runtime.precision, device)
     backbone = backbone.to(device).eval()
     batch_size = config.optim.batch_size
     execution = choose(backbone.vit, device, precision, batch_size, compiled=False, attention=config.runtime.attention)
     backbone.use(execution)
-    plan = TaskPlan(config.tasks.scenario, state.class_order, state.task_sizes)
-    return TrainedModel(config, plan, state.class_names, backbone, classifier, device, precision)
+    names = state.class_names, state.domain_names, state.data_sha256
+    return TrainedModel(config, plan, *names, backbone, classifier, device, precision)
+
+
+def _require_config(run: Path, config: Config, state: RunState) -> None:
+    """Raises BadSnapshot unless the checkpoint was made with the configuration in the run's folder."""
+    try:
+        made_with = config_from_dict(state.config)
+    except UserError as error:
+        raise BadSnapshot(f"state.json: config: {error}") from error
+    if (change := first_change(config_to_dict(made_with), config_to_dict(config))) is not None:
+        key, old, now = change
+        raise BadSnapshot(f"{run / 'config.yaml'}: {key} is {now}, the checkpoint was made with {old}")
+
+
+def _plan(config: Config, state: RunState) -> TaskPlan:
+    """The stream of the run; raises BadSnapshot unless the state's classes and tasks are those of its configuration."""
+    sizes = state.task_sizes
+    try:
+        plan = plan_tasks(
+            len(state.class_names), config.seed, num_domains=len(sizes), **dataclasses.asdict(config.tasks)
+        )
+    except UserError as error:
+        raise BadSnapshot(f"state.json: {error}") from error
+    if (plan.class_order, plan.sizes) != (state.class_order, sizes):
+        raise BadSnapshot("state.json: its class_order or task_sizes are not those of its configuration")
+    return plan
 
 
 def _bare_backbone(config: Config) -> Backbone:

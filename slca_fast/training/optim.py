@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,6 +93,25 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
+
+
+_OPTIMIZER_TENSORS = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def check_optimizer_tensors(name: str, parameters: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless ``tensors`` are what optimizer ``name`` keeps of ``parameters``, in their order."""
+    found: dict[str, set[int]] = {}
+    for key, tensor in tensors.items():
+        index, _, kind = key.partition(".")
+        if kind not in _OPTIMIZER_TENSORS[name] or not index.isdecimal() or not int(index) < len(parameters):
+            raise ValueError(f"{key[:40]!r} is nothing that {name} keeps")
+        if tensor.shape != (() if kind == "step" else parameters[int(index)].shape) or not tensor.isfinite().all():
+            raise ValueError(f"{key} of {list(tensor.shape)} is not that of its parameter, or not finite")
+        found.setdefault(kind, set()).add(int(index))
+    # apex counts the steps elsewhere.
+    needed = _OPTIMIZER_TENSORS[name] - ({"step"} if apex_optimizers() is not None else set())
+    if found and not (needed <= found.keys() and all(len(of_kind) == len(parameters) for of_kind in found.values())):
+        raise ValueError("the optimizer's tensors of some parameters are missing")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
