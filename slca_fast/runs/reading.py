@@ -21,7 +21,7 @@ from slca_fast.runs.schema import (
     MOST_COUNT,
     MOST_TASKS,
     MOST_TASKS_DRAWN,
-    Number,
+    Measured,
     Problems,
     Summary,
     Unfit,
@@ -90,7 +90,7 @@ def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
         if values is not None:
             notes.append(f"{path.name} does not hold a table; it was left out.")
         return {}
-    fields = {metric.name: Number | None for metric in METRICS} | typing.get_type_hints(Summary, include_extras=True)
+    fields = {metric.name: Measured for metric in METRICS} | typing.get_type_hints(Summary, include_extras=True)
     kept = {}
     for name in values.keys() & fields.keys():
         try:

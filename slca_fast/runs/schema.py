@@ -16,6 +16,7 @@ MOST_BYTES, MOST_CONFIG_BYTES = 2**27, 2**20
 """Of each of these files."""
 
 Number = Annotated[float, Meta(ge=-1e30, le=1e30)]
+Measured = Number | None
 Percent = Annotated[float, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0, le=MOST_COUNT)]
 Text = Annotated[str, Meta(max_length=10_000)]
