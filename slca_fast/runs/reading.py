@@ -92,7 +92,7 @@ def _read_summary(path: Path, notes: list[str]) -> dict[str, Any]:
         return {}
     fields = {metric.name: Measured for metric in METRICS} | typing.get_type_hints(Summary, include_extras=True)
     kept = {}
-    for name in values.keys() & fields.keys():
+    for name in (name for name in fields if name in values):
         try:
             kept[name] = fitting(values[name], fields[name])
         except Unfit as error:

@@ -63,9 +63,10 @@ class RunState:
         """Plain values for JSON, the clock's among them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         assert values.pop("results") is None
+        clock = values.pop("clock")
         return {
             **values,
-            **values.pop("clock"),
+            **clock,
             "position": dataclasses.asdict(self.position),
             "class_names": list(self.class_names),
             "domain_names": None if self.domain_names is None else list(self.domain_names),

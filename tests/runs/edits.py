@@ -190,7 +190,7 @@ _ALIASES = "preset: demo\noutput: x\nmodel:\n  kwargs:\n    a0: &a0 [x, x]\n" + 
 )
 _LATER = {"task": 2, "epoch": 0, "step": 0, "loss_sum": 0.0}
 
-KNOWN: dict[str, Edit] = {
+OF_CONFIG: dict[str, Edit] = {
     "embed_dim that does not fit": config("model.kwargs.embed_dim", 32),
     "no heads": config("model.kwargs.num_heads", 0),
     "depth that does not fit": config("model.kwargs.depth", 3),
@@ -220,6 +220,10 @@ KNOWN: dict[str, Edit] = {
     "alias of itself": text("config.yaml", "preset: demo\nmodel:\n  kwargs: &k\n    a: *k\n"),
     "list as key": text("config.yaml", "? [1]\n: 2\n"),
     "no config": without("config.yaml"),
+}
+"""Of config.yaml."""
+
+OF_CHECKPOINTS: dict[str, Edit] = {
     "empty state": put("state.json", b"{}"),
     "state is a list": put("state.json", b"[]"),
     "huge class index": state(class_order=[10**12]),
@@ -249,11 +253,11 @@ KNOWN: dict[str, Edit] = {
     "huge shape": put(
         "heads.safetensors",
         header(json.dumps({"weight": {"dtype": "F32", "shape": [1 << 40, 1 << 20], "data_offsets": [0, 64]}})),
-    ),  # noqa: E501
+    ),
     "shape of nothing": put(
         "heads.safetensors",
         header(json.dumps({"weight": {"dtype": "F32", "shape": [0, 1 << 62], "data_offsets": [0, 0]}})),
-    ),  # noqa: E501
+    ),
     "no tensors": put("heads.safetensors", header("{}")),
     "tensors nobody knows": put("heads.safetensors", save({"evil": torch.zeros(16)})),
     "no classifier": put("classifier.safetensors", save({})),
@@ -270,7 +274,7 @@ KNOWN: dict[str, Edit] = {
     "confusion of nobody": put("confusion.safetensors", save({"cells": torch.full((1, 3), 10**12)})),
     "manifest names a path": both(
         lambda run: os.rename(newest(run) / "heads.safetensors", newest(run) / "x"), lambda run: sign(newest(run))
-    ),  # noqa: E501
+    ),
     "no frozen weights": without("checkpoints/frozen"),
     "frozen weights of nobody": put("backbone.safetensors", save({}), of="frozen"),
     "no statistics": _no_statistics,
@@ -283,12 +287,17 @@ KNOWN: dict[str, Edit] = {
     "manifest of a list": _manifest("[1]"),
     "file for all checkpoints": _file_for_checkpoints,
     "no checkpoints": without("checkpoints"),
+    "lock is a folder": both(without(".lock"), lambda run: (run / ".lock").mkdir()),
+}
+"""Of a checkpoint, signed where that is possible."""
+
+OF_RESULTS: dict[str, Edit] = {
     "folder for metrics": both(without("metrics.jsonl"), lambda run: (run / "metrics.jsonl").mkdir()),
     "metrics nested deeply": text("metrics.jsonl", "[" * 200_000 + "\n"),
     "loss of many digits": text("metrics.jsonl", f'{{"event":"epoch","task":0,"epoch":0,"loss":{DIGITS}}}\n'),
     "huge task": text(
         "metrics.jsonl", '{"event":"epoch","task":1e300,"epoch":0,"loss":1e308,"images_per_second":-1e308}\n' * 2
-    ),  # noqa: E501
+    ),
     "text for a loss": text(
         "metrics.jsonl", '{"event":"epoch","task":0,"epoch":0,"loss":"x","images_per_second":"y"}\n'
     ),
@@ -314,7 +323,7 @@ KNOWN: dict[str, Edit] = {
                 "seed": {},
             }
         ),
-    ),  # noqa: E501
+    ),
     "number for class names": summary(class_names=5),
     "class order of anything": summary(class_order=[{}, 1, "x", None]),
     "table for task sizes": summary(task_sizes={"a": 1}),
@@ -329,8 +338,10 @@ KNOWN: dict[str, Edit] = {
     "large field": both(text("accuracy_matrix.csv", '"' + "x" * 200_000 + '"\n'), without("summary.json")),
     "problems of anything": text("problems.json", json.dumps([{"a": {"b": [[[1]]]}}, 5, None, ["x"]])),
     "problems nested": text("problems.json", "[" + '{"a":' * 900 + "1" + "}" * 900 + "]"),
-    "lock is a folder": both(without(".lock"), lambda run: (run / ".lock").mkdir()),
 }
+"""Of what reports read."""
+
+KNOWN = {**OF_CONFIG, **OF_CHECKPOINTS, **OF_RESULTS}
 """What was tried on earlier versions, of which many ended in a traceback, and their kin."""
 
 VALUES = (
@@ -351,6 +362,50 @@ VALUES = (
     {"a": [1]},
     [1] * 300,
 )
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _huge(path: Path) -> None:
+    os.truncate(path, 2**42)
+
+
+WHOLE: dict[str, Callable[[Path], Any]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: os.truncate(path, 0),
+    "truncated": _truncated,
+    "random bytes": lambda path: path.write_bytes(hashlib.sha512(path.name.encode()).digest() * 20),
+    "folder": _folder,
+    "loop of links": _loop,
+    "endless": _endless,
+    "pipe": _pipe,
+    "huge": _huge,
+    "nested": lambda path: path.write_bytes(b"[" * 100_000),
+    "many digits": lambda path: path.write_text(DIGITS),
+}
+"""What happens to a file as a whole."""
 
 
 def leaves(value: Any, path: tuple = ()) -> Iterator[tuple]:
