@@ -293,6 +293,7 @@ OF_CHECKPOINTS: dict[str, Edit] = {
 
 OF_RESULTS: dict[str, Edit] = {
     "folder for metrics": both(without("metrics.jsonl"), lambda run: (run / "metrics.jsonl").mkdir()),
+    "pipe for metrics": lambda run: _pipe(run / "metrics.jsonl"),
     "metrics nested deeply": text("metrics.jsonl", "[" * 200_000 + "\n"),
     "loss of many digits": text("metrics.jsonl", f'{{"event":"epoch","task":0,"epoch":0,"loss":{DIGITS}}}\n'),
     "huge task": text(
