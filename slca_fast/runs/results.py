@@ -51,8 +51,15 @@ class ResultsFile:
         """Makes both files hold just ``results``, so that each is whole again; one that does stays untouched."""
         data = "".join(f"{_line(task, result)}\n" for task, result in enumerate(results)).encode()
         for path in self._paths:
-            if not path.is_file() or path.read_bytes() != data:
+            if not _holds(path, data):
                 files.replace_bytes(path, data)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read_bounded(path, len(data)) == data
+    except Unreadable:
+        return False
 
 
 def _line(task: int, result: TaskResult) -> str:

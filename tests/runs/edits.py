@@ -287,6 +287,7 @@ OF_CHECKPOINTS: dict[str, Edit] = {
     "manifest of a list": _manifest("[1]"),
     "file for all checkpoints": _file_for_checkpoints,
     "no checkpoints": without("checkpoints"),
+    "huge results": lambda run: _huge(run / "checkpoints" / "results.jsonl"),
     "lock is a folder": both(without(".lock"), lambda run: (run / ".lock").mkdir()),
 }
 """Of a checkpoint, signed where that is possible."""
