@@ -14,18 +14,15 @@ from torch import Tensor
 from slca_fast.config import Config
 from slca_fast.data.stream import ImageSet
 from slca_fast.errors import UserError
-from slca_fast.files import replace_json
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.machine.process import steady_process
 from slca_fast.machine.ranks import ALONE, Ranks
-from slca_fast.metrics import summary_metrics
 from slca_fast.runs.checkpoints import Checkpoints
 from slca_fast.runs.clock import Clock
-from slca_fast.runs.facts import run_facts
 from slca_fast.runs.observer import Observer
 from slca_fast.runs.setup import Setup, set_up
 from slca_fast.runs.state import Position
-from slca_fast.runs.summary import write_results
+from slca_fast.runs.summary import Summaries
 from slca_fast.training.evaluation import evaluate
 from slca_fast.training.features import StoppedPass, extract_features
 from slca_fast.training.stage1 import EpochReport, Stage1, Stopped
@@ -81,6 +78,7 @@ class Experiment:
         self.config, self.plan, self.stream, self.folder = setup.config, setup.plan, setup.stream, setup.folder
         self.learned, self.execution, self.device = setup.learned, setup.execution, setup.device
         self.results = list(setup.results)
+        self.summaries = Summaries(setup, ranks, clock)
         self.checkpoints = Checkpoints(setup, ranks, clock)
         self.position, self.optimizer_state = setup.position, setup.optimizer_state
 
@@ -88,7 +86,7 @@ class Experiment:
         """The main loop of the paper."""
         if self.position.task == self.plan.num_tasks:
             summary = self.ranks.from_first(self.folder.summary)
-            return self._write_summary("complete") if summary is None else summary
+            return self.summaries.write("complete", self.results) if summary is None else summary
         if self.execution.compiled:
             with self.clock.phase("compile"):
                 self.learned.backbone.warm_up(self.config.data.image_size, self.execution.precision)
@@ -99,7 +97,7 @@ class Experiment:
             self._classify(task)
             self._evaluate(self.stream.seen_test(task))
             self._finish(task)
-        return self._write_summary("complete")
+        return self.summaries.write("complete", self.results)
 
     def _train(self, images: ImageSet, task: int) -> None:
         """Stage 1."""
@@ -200,7 +198,10 @@ class Experiment:
         self.observer.phase_started("evaluation", images.num_images)
         with self._interruptible("evaluation"):
             features, labels = self._features(images, self.observer.advanced)
-            self.results.append(evaluate(self.learned.classifier, features, labels, self.plan))
+            result = evaluate(self.learned.classifier, features, labels, self.plan)
+        if self.results:
+            self.results[-1] = dataclasses.replace(self.results[-1], confusion=None)
+        self.results.append(result)
 
     def _features(
         self, images: ImageSet, on_step: Callable[[int], None] = lambda num_images: None
@@ -212,12 +213,16 @@ class Experiment:
         result = self.results[-1]
         self.folder.log("task", task=task, accuracy=result.accuracy, top5=result.top5, per_task=result.per_task)
         self.position, self.learned.kept = Position(task + 1), {}
+        if self.ranks.is_first:
+            # Before the checkpoint that counts on it.
+            self.folder.results.append(task, result)
         self._save(None)
-        self._write_summary("running")
+        if task + 1 < self.plan.num_tasks and self.summaries.due():
+            self.summaries.write("running", self.results)
         self.observer.task_finished(task, self.plan.num_tasks, result)
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        self.checkpoints.save(self.position, self.results, optimizer)
+        self.checkpoints.save(self.position, self.results[-1] if self.results else None, optimizer)
 
     def _stop_if_asked(self) -> None:
         if self.ranks.any(self.should_stop()):
@@ -226,6 +231,8 @@ class Experiment:
     def _stop_at(self, position: Position, optimizer: torch.optim.Optimizer | None) -> NoReturn:
         self.position = position
         self._save(optimizer)
+        if self.summaries.behind(self.results):
+            self.summaries.write("running", self.results)
         raise Interrupted(self.folder.path) from None
 
     @contextmanager
@@ -239,10 +246,3 @@ class Experiment:
             self._stop_at(self.position, None)
         except torch.OutOfMemoryError as error:
             raise UserError(OUT_OF_MEMORY.format(where=f"a pass over the images on {self.device}")) from error
-
-    def _write_summary(self, status: str) -> dict[str, Any]:
-        if not self.ranks.is_first:
-            return {**summary_metrics(self.results), "status": status}
-        replace_json(self.folder.path / "problems.json", self.setup.problems)
-        facts = run_facts(self.setup, self.clock, len(self.results))
-        return write_results(self.folder.path, self.results, {"status": status, "num_ranks": self.ranks.size, **facts})

@@ -6,8 +6,9 @@ and the summary, the reports, the comparison and the terminal show what the tabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -210,6 +211,30 @@ def columns() -> list[Metric]:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """How often images of a class were taken for another, sparse: as many cells as images at most."""
+
+    num_classes: int
+    cell_K3: np.ndarray
+    """True class, predicted class (positions in the class order) and number of images > 0, int64 ``[K, 3]``."""
+
+    @staticmethod
+    def counted(true_N: np.ndarray, predicted_N: np.ndarray, num_classes: int) -> Confusion:
+        """Of images with these class positions, int64 ``[N]``."""
+        pair_K, count_K = np.unique(true_N * num_classes + predicted_N, return_counts=True)
+        return Confusion(num_classes, np.stack([pair_K // num_classes, pair_K % num_classes, count_K], axis=1))
+
+    def rows(self) -> Iterator[list[int]]:
+        """Number of images by predicted class, for one true class after the other."""
+        bounds = np.searchsorted(self.cell_K3[:, 0], np.arange(self.num_classes + 1)).tolist()
+        for first, end in pairwise(bounds):
+            row = [0] * self.num_classes
+            for _, predicted, count in self.cell_K3[first:end].tolist():
+                row[predicted] = count
+            yield row
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """Accuracy after one task."""
 
@@ -219,27 +244,31 @@ class TaskResult:
     """Top-5 likewise."""
     per_task: Curve
     """Top-1 on each seen task's test images, None without any: one row of the accuracy matrix R."""
-    confusion: np.ndarray = field(repr=False)
-    """Images by (true, predicted) class position, int64 ``[classes, classes]``."""
+    confusion: Confusion | None = field(default=None, repr=False)
+    """Of the run's newest task only: nothing asks for earlier ones."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "accuracy": self.accuracy,
-            "top5": self.top5,
-            "per_task": list(self.per_task),
-            "confusion": self.confusion.tolist(),
-        }
+        """Plain values for JSON, without the confusion."""
+        return {"accuracy": self.accuracy, "top5": self.top5, "per_task": list(self.per_task)}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> TaskResult:
-        """The inverse of ``as_dict``."""
+    def from_dict(values: Mapping[str, Any]) -> TaskResult:
+        """The inverse of ``as_dict``; raises KeyError and ValueError naming the field that does not fit."""
+        per_task = values["per_task"]
+        if not isinstance(per_task, list):
+            raise ValueError(f"per_task is {type(per_task).__name__}, not a list")
         return TaskResult(
-            values["accuracy"],
-            values["top5"],
-            tuple(values["per_task"]),
-            np.asarray(values["confusion"], dtype=np.int64),
+            _percent(values, "accuracy"),
+            _percent(values, "top5"),
+            tuple(None if a is None else _percent({"per_task": a}, "per_task") for a in per_task),
         )
+
+
+def _percent(values: Mapping[str, Any], name: str) -> float:
+    value = values[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+        raise ValueError(f"{name} is {str(value)[:40]!r}, not a percentage")
+    return float(value)
 
 
 def summary_metrics(results: Sequence[TaskResult]) -> dict[str, object]:

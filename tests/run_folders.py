@@ -41,8 +41,7 @@ def make_run(
         for t in range(num_tasks)
     ]
     results = [
-        TaskResult(float(a), min(100.0, a + 4), tuple(row[: t + 1]), np.zeros((1, 1), dtype=np.int64))
-        for t, (a, row) in enumerate(zip(curve, matrix))
+        TaskResult(float(a), min(100.0, a + 4), tuple(row[: t + 1])) for t, (a, row) in enumerate(zip(curve, matrix))
     ]
     names = class_names or [f"class {c}" for c in range(num_classes)]
     summary = {

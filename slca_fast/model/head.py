@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -33,8 +34,8 @@ class Classifier(nn.Module):
 
         Older heads are frozen. ``seed`` and the number of heads decide the weights.
         """
-        for parameter in self.heads.parameters():
-            parameter.requires_grad_(False)
+        for head in self.linears[-1:]:
+            head.requires_grad_(False)
         generator = torch.Generator().manual_seed(head_key(seed, len(self.heads)))
         # Born empty: the default initialisation would draw from the caller's generator.
         head = nn.Linear(self.feature_dim, num_labels, device="meta").to_empty(device="cpu")
@@ -43,11 +44,23 @@ class Classifier(nn.Module):
         self.heads.append(head.to(device))
         return self.linears[-1]
 
+    def stacked(self) -> dict[str, Tensor]:
+        """The weights ``[C, D]`` and biases ``[C]`` of all heads, copied; nothing without heads."""
+        if not self.heads:
+            return {}
+        parts = {"weight": [h.weight.detach() for h in self.linears], "bias": [h.bias.detach() for h in self.linears]}
+        return {name: torch.cat(tensors) for name, tensors in parts.items()}
+
+    def load_stacked(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``stacked`` for as many heads; raises KeyError and RuntimeError for others."""
+        sizes = list(self.task_sizes)
+        for head, weight, bias in zip(self.linears, tensors["weight"].split(sizes), tensors["bias"].split(sizes)):
+            head.load_state_dict({"weight": weight, "bias": bias})
+
     def linear(self) -> LinearClassifier:
         """All heads as one matrix, copied, in float32."""
-        weight = torch.cat([head.weight.detach() for head in self.linears]).float()
-        bias = torch.cat([head.bias.detach() for head in self.linears]).float()
-        return LinearClassifier(weight, bias, self.task_sizes)
+        stacked = self.stacked()
+        return LinearClassifier(stacked["weight"].float(), stacked["bias"].float(), self.task_sizes)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import torch
 
@@ -11,6 +10,7 @@ from slca_fast.config_file import config_to_dict
 from slca_fast.machine.ranks import Ranks
 from slca_fast.metrics import TaskResult
 from slca_fast.runs.clock import Clock
+from slca_fast.runs.results import confusion_tensors
 from slca_fast.runs.setup import Setup
 from slca_fast.runs.state import Position, RunState
 from slca_fast.training.stage1 import NonFiniteLoss
@@ -32,8 +32,11 @@ class Checkpoints:
         # The clocks of several ranks differ; rank 0's counts.
         return self._ranks.from_first(lambda: due)
 
-    def save(self, position: Position, results: Sequence[TaskResult], optimizer: torch.optim.Optimizer | None) -> None:
-        """Saves the run at ``position``; raises NonFiniteLoss, on all ranks, for weights that are not finite."""
+    def save(self, position: Position, newest: TaskResult | None, optimizer: torch.optim.Optimizer | None) -> None:
+        """Saves the run at ``position``, ``newest`` being the result of the last finished task.
+
+        Raises NonFiniteLoss, on all ranks, for weights that are not finite.
+        """
         setup = self._setup
         if (name := setup.learned.not_finite()) is not None:
             # A checkpoint that holds NaN would be worse than none.
@@ -54,13 +57,15 @@ class Checkpoints:
             class_names=setup.dataset.class_names,
             class_order=setup.plan.class_order,
             task_sizes=setup.plan.sizes,
-            results=tuple(results),
             clock=self._clock.to_dict(),
             metrics_bytes=setup.folder.metrics_bytes,
             attention=setup.execution.attention,
             blocks=setup.execution.blocks,
         )
-        setup.folder.save_position(state, setup.learned.tensors(optimizer), setup.config.checkpoint.keep)
+        tensors = setup.learned.tensors(optimizer)
+        if newest is not None and newest.confusion is not None:
+            tensors["confusion"] = confusion_tensors(newest.confusion)
+        setup.folder.save_position(state, tensors, setup.config.checkpoint.keep)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - began
         self._clock.checkpoint_seconds += self._save_seconds

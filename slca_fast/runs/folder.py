@@ -20,6 +20,7 @@ from slca_fast.config_file import config_from_dict, read_config_file
 from slca_fast.errors import UserError
 from slca_fast.methods.base import Method
 from slca_fast.runs.old_runs import with_method
+from slca_fast.runs.results import ResultsFile
 from slca_fast.runs.snapshot import newest_valid, write_snapshot
 from slca_fast.runs.state import RunState
 from slca_fast.runs.tracking import Tracker, numbers_of
@@ -92,6 +93,7 @@ class RunFolder:
     def __init__(self, path: Path, resume: bool, owner: bool = True) -> None:
         self.path, self.owner = path, owner
         self.checkpoints = path / "checkpoints"
+        self.results = ResultsFile(self.checkpoints)
         self.trackers: list[Tracker] = []
         if not owner:
             return

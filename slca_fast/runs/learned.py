@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slca_fast.methods.base import Method, TaskClassifier
 from slca_fast.model.backbone import Backbone
 from slca_fast.model.head import Classifier
-from slca_fast.runs.old_runs import classifier_tensors
+from slca_fast.runs.old_weights import classifier_tensors, stacked_heads
 from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, weights_sha256
 from slca_fast.training.optim import optimizer_tensors
 
@@ -44,7 +44,7 @@ class Learned:
 
     def tensors(self, optimizer: torch.optim.Optimizer | None) -> dict[str, dict[str, Tensor]]:
         """The tensor groups of a checkpoint: backbone, heads, and where there are any classifier, kept, optimizer."""
-        groups = {"backbone": trainable_state(self.backbone), "heads": dict(self.heads.state_dict())}
+        groups = {"backbone": trainable_state(self.backbone), "heads": self.heads.stacked()}
         if self.classifier is not None:
             groups["classifier"] = self.classifier.tensors()
         if self.kept:
@@ -61,11 +61,13 @@ class Learned:
             with torch.no_grad():
                 for name, tensor in groups["backbone"].items():
                     parameters[name].copy_(tensor)
-            for task in range(len(groups["heads"]) // 2):
+            saved = stacked_heads(groups["heads"])
+            totals = [0, *accumulate(task_sizes)]
+            for task in range(totals.index(len(saved["weight"]))):
                 heads.grow(task_sizes[task], 0, device)
-            heads.load_state_dict(dict(groups["heads"]))
+            heads.load_stacked(saved)
             classifier = classifier_of(self.method, groups, task_sizes, device)
-        except (KeyError, IndexError, RuntimeError) as error:
+        except (KeyError, IndexError, ValueError, RuntimeError) as error:
             raise BadSnapshot(f"its weights are not this model's ({' '.join(str(error).split())[:200]})") from error
         self.heads, self.classifier = heads, classifier
         self.kept = {name: tensor.to(device) for name, tensor in groups.get("kept", {}).items()}
@@ -81,8 +83,10 @@ class Learned:
         )
 
     def not_finite(self) -> str | None:
-        """The name of a weight that holds NaN or infinity; None when all are finite."""
-        for name, tensor in (*trainable_state(self.backbone).items(), *self.heads.state_dict().items()):
+        """The name of a weight that learns and holds NaN or infinity; None when all are finite."""
+        # Earlier heads no longer change.
+        newest = [(f"heads.{name}", p) for head in self.heads.linears[-1:] for name, p in head.named_parameters()]
+        for name, tensor in (*trainable_state(self.backbone).items(), *newest):
             if not tensor.isfinite().all():
                 return name
         return None

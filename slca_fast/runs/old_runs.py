@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+from slca_fast.metrics import Confusion, TaskResult
 
 TITLES = {
     "seqft": "Seq FT",
@@ -45,6 +50,19 @@ def _guessed(config: Mapping[str, Any]) -> str:
     return "slcapp" if plus and of("align", "mean_scaling") is False else "slca"
 
 
-def classifier_tensors(groups: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """A checkpoint's classifier; versions before 0.2 called the group ``aligned``."""
-    return groups.get("classifier", groups.get("aligned"))
+def dense_results(results: Sequence[Mapping[str, Any]]) -> tuple[TaskResult, ...]:
+    """Results in a checkpoint's state; versions before 0.2 kept them there, each with its dense confusion matrix.
+
+    Raises KeyError, TypeError and ValueError for what no run can have written.
+    """
+    if not all(isinstance(values, Mapping) for values in results):
+        raise ValueError("results are not tables")
+    made = [TaskResult.from_dict(values) for values in results]
+    if made:
+        counts_CC = np.asarray(results[-1]["confusion"], dtype=np.int64)
+        if counts_CC.ndim != 2 or counts_CC.shape[0] != counts_CC.shape[1] or (counts_CC < 0).any():
+            raise ValueError("results: the last confusion is not a square table of counts")
+        true_K, predicted_K = counts_CC.nonzero()
+        cell_K3 = np.stack([true_K, predicted_K, counts_CC[true_K, predicted_K]], axis=1)
+        made[-1] = dataclasses.replace(made[-1], confusion=Confusion(len(counts_CC), cell_K3))
+    return tuple(made)

@@ -36,11 +36,12 @@ def read_run(folder: Path) -> RunRecord:
         config_text=config_text,
         epochs=_latest(events, "epoch", ("task", "epoch")),
         alignments=_latest(events, "align", ("task", "epoch")),
-        curve=_numbers(summary.get("accuracy_curve")) or tuple(number(t.get("accuracy")) for t in tasks),
-        top5_curve=_numbers(summary.get("top5_curve")) or tuple(number(t.get("top5")) for t in tasks),
-        matrix=_rows(summary.get("accuracy_matrix"))
-        or _read_matrix(folder / "accuracy_matrix.csv")
-        or _rows([t.get("per_task") for t in tasks]),
+        curve=_longer(_numbers(summary.get("accuracy_curve")), tuple(number(t.get("accuracy")) for t in tasks)),
+        top5_curve=_longer(_numbers(summary.get("top5_curve")), tuple(number(t.get("top5")) for t in tasks)),
+        matrix=_longer(
+            _rows(summary.get("accuracy_matrix")) or _read_matrix(folder / "accuracy_matrix.csv"),
+            _rows([t.get("per_task") for t in tasks]),
+        ),
         confusion_CC=_read_confusion(folder / "confusion.csv", notes),
         problems=tuple(problems),
         notes=tuple(notes),
@@ -100,6 +101,11 @@ def _latest(events: list[dict[str, Any]], kind: str, keys: tuple[str, ...]) -> t
         if event.get("event") == kind and None not in key:
             found[key] = event
     return tuple(found[key] for key in sorted(found))
+
+
+def _longer(recorded: tuple, logged: tuple) -> tuple:
+    """What the summary has, or the log where it is ahead, as within a run of many tasks."""
+    return recorded if len(recorded) >= len(logged) else logged
 
 
 def _numbers(values: Any) -> Curve:

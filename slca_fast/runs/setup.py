@@ -28,6 +28,7 @@ from slca_fast.runs.clock import Clock
 from slca_fast.runs.folder import RunFolder
 from slca_fast.runs.learned import Learned, frozen_state, restore_frozen
 from slca_fast.runs.observer import Observer
+from slca_fast.runs.results import confusion_of
 from slca_fast.runs.resume import data_sha256, refuse_changes
 from slca_fast.runs.snapshot import BadSnapshot, read_snapshot, weights_sha256, write_snapshot
 from slca_fast.runs.state import Position, RunState
@@ -128,6 +129,7 @@ def _begin(setup: Setup, ranks: Ranks) -> Remembered:
         folder = setup.folder
         replace_text(folder.path / "config.yaml", config_to_yaml(setup.config, setup.preset))
         replace_json(folder.path / "problems.json", setup.problems)
+        folder.results.replace(())
         write_snapshot(folder.frozen, {"backbone": frozen_state(setup.learned.backbone)}, {})
         folder.log("start", preset=setup.preset, seed=setup.config.seed, data_sha256=setup.data_sha256)
     return Remembered()
@@ -168,6 +170,7 @@ def _restore(setup: Setup, observer: Observer, ranks: Ranks, clock: Clock) -> Re
                 continue
             setup.folder.set_aside_after(path)
             setup.folder.rewind_metrics(found[-1].metrics_bytes)
+            setup.folder.results.replace(setup.results)
             at = setup.position
             observer.message(f"resuming at task {at.task + 1}, epoch {at.epoch + 1}, step {at.step + 1}")
             return path.name
@@ -196,6 +199,10 @@ def _restore_from(
     """Raises BadSnapshot, with nothing but weights changed, when the checkpoint cannot be continued from."""
     state, learned = RunState.from_dict(values), setup.learned
     refuse_changes(state.config, state.data_sha256, setup.config, setup.data_sha256)
+    results = setup.folder.results.read(state.position.task) if state.results is None else state.results
+    if results and "confusion" in tensors:
+        confusion = confusion_of(tensors["confusion"], len(state.class_names))
+        results = (*results[:-1], dataclasses.replace(results[-1], confusion=confusion))
     method = type(learned.method)(setup.config, learned.backbone.feature_dim)
     for task in range(state.position.task if method.remembers else 0):
         if not setup.folder.load_memory(task, method, setup.device, report):
@@ -204,6 +211,6 @@ def _restore_from(
     restored = Learned(learned.backbone, method)
     restored.restore(tensors, setup.plan.sizes, setup.device)
     clock.go_on_from(state.clock)
-    setup.learned, setup.position, setup.results = restored, state.position, state.results
+    setup.learned, setup.position, setup.results = restored, state.position, results
     setup.optimizer_state = tensors.get("optimizer")
     return state

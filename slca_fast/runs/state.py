@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from slca_fast.metrics import TaskResult
-from slca_fast.runs.old_runs import with_method
+from slca_fast.runs.old_runs import dense_results, with_method
 from slca_fast.runs.snapshot import BadSnapshot
+
+MOST = 2**31
+"""What no count of tasks, classes, epochs or steps exceeds."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Position:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a checkpoint says besides the weights."""
+    """What a checkpoint says besides the weights. Results of finished tasks are in ``ResultsFile``."""
 
     position: Position
     preset: str
@@ -43,8 +47,6 @@ class RunState:
     class_order: tuple[int, ...]
     task_sizes: tuple[int, ...]
     """Of all tasks, finished or not."""
-    results: tuple[TaskResult, ...]
-    """Of the finished tasks."""
     clock: dict[str, Any]
     """``Clock.to_dict``."""
     metrics_bytes: int
@@ -52,10 +54,13 @@ class RunState:
     attention: str | None
     blocks: str | None
     """Who computed: what rounds alike is taken again on resume."""
+    results: tuple[TaskResult, ...] | None = None
+    """Of the finished tasks, where a version before 0.2 wrote them here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the clock's among them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        assert values.pop("results") is None
         return {
             **values,
             **values.pop("clock"),
@@ -63,31 +68,95 @@ class RunState:
             "class_names": list(self.class_names),
             "class_order": list(self.class_order),
             "task_sizes": list(self.task_sizes),
-            "results": [result.as_dict() for result in self.results],
         }
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> RunState:
         """The inverse of ``to_dict``, also for older versions; raises BadSnapshot for what no run can have written."""
         try:
-            return RunState(
-                position=Position(**values["position"]),
-                preset=str(values["preset"]),
-                config=with_method(values["config"]),
-                data_sha256=values.get("data_sha256"),
-                frozen_sha256=values.get("frozen_sha256"),
-                num_ranks=int(values.get("num_ranks", 1)),
-                class_names=tuple(str(name) for name in values["class_names"]),
-                class_order=tuple(int(c) for c in values["class_order"]),
-                task_sizes=tuple(int(size) for size in values["task_sizes"]),
-                results=tuple(TaskResult.from_dict(result) for result in values["results"]),
-                clock={name: values[name] for name in _CLOCK if name in values},
-                metrics_bytes=int(values["metrics_bytes"]),
-                attention=values.get("attention"),
-                blocks=values.get("blocks"),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadSnapshot(f"its state is not a run's ({type(error).__name__}: {error})") from error
+            return _checked(values)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise BadSnapshot(f"state.json is not a run's ({type(error).__name__}: {str(error)[:200]})") from error
 
 
-_CLOCK = ("seconds", "total_seconds", "trained_images", "train_seconds", "checkpoint_seconds", "exchange_seconds")
+def _checked(values: Mapping[str, Any]) -> RunState:
+    names = tuple(_text(name, "class_names") for name in _list(values, "class_names"))
+    order = tuple(_count(c, "class_order") for c in _list(values, "class_order"))
+    sizes = tuple(_count(size, "task_sizes", least=1) for size in _list(values, "task_sizes"))
+    if sorted(order) != list(range(len(names))):
+        raise ValueError(f"class_order does not order the {len(names)} class_names")
+    if len(names) == 0 or sum(sizes) % len(names) != 0:
+        raise ValueError(f"task_sizes do not share out {len(names)} classes")
+    position = _position(values["position"])
+    if position.task > len(sizes):
+        raise ValueError(f"position.task is {position.task} of {len(sizes)} tasks")
+    if not isinstance(values["config"], Mapping):
+        raise ValueError("config is not a table")
+    results = dense_results(_list(values, "results")) if "results" in values else None
+    if results is not None and [len(result.per_task) for result in results] != list(range(1, position.task + 1)):
+        raise ValueError(f"results are not those of {position.task} tasks")
+    return RunState(
+        position=position,
+        preset=_text(values["preset"], "preset"),
+        config=with_method(values["config"]),
+        data_sha256=_optional_text(values, "data_sha256"),
+        frozen_sha256=_optional_text(values, "frozen_sha256"),
+        num_ranks=_count(values.get("num_ranks", 1), "num_ranks", least=1),
+        class_names=names,
+        class_order=order,
+        task_sizes=sizes,
+        clock=_clock(values),
+        metrics_bytes=_count(values["metrics_bytes"], "metrics_bytes", most=2**53),
+        attention=_optional_text(values, "attention"),
+        blocks=_optional_text(values, "blocks"),
+        results=results,
+    )
+
+
+def _position(values: Any) -> Position:
+    if not isinstance(values, Mapping) or values.keys() - {"task", "epoch", "step", "loss_sum"}:
+        raise ValueError("position does not hold task, epoch, step and loss_sum")
+    counts = {name: _count(values.get(name, 0), f"position.{name}") for name in ("epoch", "step")}
+    loss_sum = _number(values.get("loss_sum", 0.0), "position.loss_sum")
+    return Position(_count(values["task"], "position.task"), **counts, loss_sum=loss_sum)
+
+
+def _clock(values: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = values["seconds"]
+    if not isinstance(seconds, Mapping):
+        raise ValueError("seconds is not a table of phases")
+    kept = ("train_seconds", "checkpoint_seconds", "exchange_seconds")
+    return {
+        "seconds": {str(phase): _number(value, f"seconds.{phase}") for phase, value in seconds.items()},
+        "total_seconds": _number(values["total_seconds"], "total_seconds"),
+        "trained_images": _count(values["trained_images"], "trained_images", most=2**53),
+        **{name: _number(values[name], name) for name in kept if name in values},
+    }
+
+
+def _list(values: Mapping[str, Any], field: str) -> list[Any]:
+    if not isinstance(values[field], list):
+        raise ValueError(f"{field} is {type(values[field]).__name__}, not a list")
+    return values[field]
+
+
+def _count(value: Any, field: str, least: int = 0, most: int = MOST) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{field} is {str(value)[:40]!r}, not a whole number from {least} to {most}")
+    return value
+
+
+def _number(value: Any, field: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{field} is {str(value)[:40]!r}, not a finite number")
+    return float(value)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{field} holds {type(value).__name__}, not text")
+    return value
+
+
+def _optional_text(values: Mapping[str, Any], field: str) -> str | None:
+    return None if values.get(field) is None else _text(values[field], field)

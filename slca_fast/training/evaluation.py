@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from slca_fast.metrics import TaskResult
+from slca_fast.metrics import Confusion, TaskResult
 from slca_fast.tasks import TaskPlan
 
 TOP_K = 5
@@ -43,10 +43,9 @@ def evaluate(classifier: Scores, features_ND: Tensor, label_N: Tensor, plan: Tas
     num_tasks = len(classifier.task_sizes)
     hits = torch.bincount(task_N, weights=hit_N.double(), minlength=num_tasks)
     totals = torch.bincount(task_N, minlength=num_tasks)
-    confusion = torch.bincount(class_N * scores.shape[1] + top[:, 0], minlength=scores.shape[1] ** 2)
     return TaskResult(
         accuracy=100 * hit_N.double().mean().item(),
         top5=100 * (top == class_N[:, None]).any(1).double().mean().item(),
         per_task=tuple(None if n == 0 else value for value, n in zip((100 * hits / totals).tolist(), totals.tolist())),
-        confusion=confusion.view(scores.shape[1], scores.shape[1]).cpu().numpy(),
+        confusion=Confusion.counted(class_N.cpu().numpy(), top[:, 0].cpu().numpy(), scores.shape[1]),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from run_folders import assert_sound, make_run, printed
 
 from slca_fast import metrics
@@ -34,9 +33,7 @@ LOWEST = Metric(
 
 def test_one_row_adds_a_metric_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS[:1], LOWEST, *metrics.METRICS[1:]))
-    results = [
-        TaskResult(a, 100.0, (a,) * (t + 1), np.eye(2, dtype=np.int64)) for t, a in enumerate((90.0, 70.5, 80.0))
-    ]
+    results = [TaskResult(a, 100.0, (a,) * (t + 1)) for t, a in enumerate((90.0, 70.5, 80.0))]
     summary = write_results(tmp_path, results, {"total_seconds": 12.34})
     assert summary["lowest_accuracy"] == 70.5 and list(summary)[:2] == ["last_accuracy", "lowest_accuracy"]
 

@@ -93,7 +93,7 @@ def state(number: int) -> RunState:
     """Of a run whose ``number`` tasks are done."""
     sizes = dict(class_names=(), class_order=(), task_sizes=())
     names = dict(preset="demo", config={"method": "slca"}, data_sha256=None, frozen_sha256=None, num_ranks=1)
-    said = dict(results=(), clock={}, metrics_bytes=0, attention=None, blocks=None)
+    said = dict(clock={}, metrics_bytes=0, attention=None, blocks=None)
     return RunState(position=Position(number), **sizes, **names, **said)
 
 

@@ -16,6 +16,7 @@ from helpers import tiny_config, write_images
 from slca_fast.experiment import Interrupted, run
 from slca_fast.runs.folder import positions
 from slca_fast.runs.observer import Observer
+from slca_fast.runs.results import ResultsFile
 from slca_fast.runs.snapshot import read_snapshot
 
 SIZES = ("--tasks.sizes", "[2,2]", "--eval.every_epochs", "1")
@@ -54,7 +55,7 @@ def test_a_stop_in_every_phase_is_granted_there(images, whole, tmp_path, phase: 
     _, state = read_snapshot(positions(tmp_path / "run/checkpoints")[-1])
     position = state["position"]
     assert position["task"] == task - 1 and position["epoch"] == (1 if phase == "stage 1" else 2)
-    assert len(state["results"]) == task - 1
+    assert len(ResultsFile(tmp_path / "run/checkpoints").read(task - 1)) == task - 1
     again = run(config, preset="demo", resume=True)
     assert again["weights_sha256"] == whole["weights_sha256"] and again["accuracy_matrix"] == whole["accuracy_matrix"]
 

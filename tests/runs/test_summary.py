@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 
-from slca_fast.metrics import METRICS, TaskResult
+from slca_fast.metrics import METRICS, Confusion, TaskResult
 from slca_fast.runs.summary import write_results
 
-CONFUSION = np.array([[3, 1], [0, 2]])
+CONFUSION = Confusion(2, np.array([[0, 0, 3], [0, 1, 1], [1, 1, 2]]))
 
 
 def test_what_one_task_leaves_undefined_is_null(tmp_path) -> None:
