@@ -59,8 +59,8 @@ class RunState:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the clock's among them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        assert values.pop("results") is None
+        assert self.results is None
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "results"}
         return {
             **values,
             **values.pop("clock"),
