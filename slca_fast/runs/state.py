@@ -60,7 +60,8 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the clock's among them."""
         assert self.results is None
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "results"}
+        names = [field.name for field in dataclasses.fields(self) if field.name != "results"]
+        values = {name: getattr(self, name) for name in names}
         return {
             **values,
             **values.pop("clock"),
