@@ -49,12 +49,13 @@ def read_run(folder: Path) -> RunRecord:
         config_text=config_text,
         epochs=events["epoch"],
         alignments=events["align"],
-        curve=tuple(summary.get("accuracy_curve") or ()) or tuple(task.get("accuracy") for task in tasks),
-        top5_curve=tuple(summary.get("top5_curve") or ()) or tuple(task.get("top5") for task in tasks),
+        curve=_longer(tuple(summary.get("accuracy_curve") or ()), tuple(task.get("accuracy") for task in tasks)),
+        top5_curve=_longer(tuple(summary.get("top5_curve") or ()), tuple(task.get("top5") for task in tasks)),
         matrix=_drawable(
-            _rows(summary.get("accuracy_matrix"))
-            or _read_matrix(folder / "accuracy_matrix.csv", notes)
-            or _rows([task.get("per_task") for task in tasks]),
+            _longer(
+                _rows(summary.get("accuracy_matrix")) or _read_matrix(folder / "accuracy_matrix.csv", notes),
+                _rows([task.get("per_task") for task in tasks]),
+            ),
             notes,
         ),
         confusion_CC=_read_confusion(folder / "confusion.csv", notes),
@@ -139,6 +140,11 @@ def _read_events(path: Path, notes: list[str]) -> dict[str, tuple[dict[str, Any]
     if num_bad:
         notes.append(f"{num_bad} unreadable line{'s' if num_bad > 1 else ''} of metrics.jsonl skipped ({first}).")
     return {kind: tuple(by_place[place] for place in sorted(by_place)) for kind, by_place in found.items()}
+
+
+def _longer(recorded: tuple, logged: tuple) -> tuple:
+    """What the summary has, or the log where it is ahead, as within a run of many tasks."""
+    return recorded if len(recorded) >= len(logged) else logged
 
 
 def _rows(values: Any) -> Matrix:

@@ -61,8 +61,9 @@ class RunState:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the clock's among them."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        assert values.pop("results") is None
+        assert self.results is None
+        names = [field.name for field in dataclasses.fields(self) if field.name != "results"]
+        values = {name: getattr(self, name) for name in names}
         clock = values.pop("clock")
         return {
             **values,

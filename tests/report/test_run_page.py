@@ -119,7 +119,7 @@ def test_folder_without_a_run(tmp_path):
 
 
 def test_matrix_from_csv_with_header(tmp_path):
-    run = make_run(tmp_path / "run", without=("summary.json",))
+    run = make_run(tmp_path / "run", sizes=(5, 5), without=("summary.json",))
     (run / "accuracy_matrix.csv").write_text("after,task 1,task 2\n1,90.0,\n2,80.0,95.0\n")
     assert read_run(run).matrix == ((90.0, None), (80.0, 95.0))
 
