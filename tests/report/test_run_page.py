@@ -124,6 +124,16 @@ def test_matrix_from_csv_with_header(tmp_path):
     assert read_run(run).matrix == ((90.0, None), (80.0, 95.0))
 
 
+def test_a_log_that_is_ahead_of_the_summary_counts(tmp_path):
+    run = make_run(tmp_path / "run", without=("accuracy_matrix.csv",))
+    whole = read_run(run)
+    summary = json.loads((run / "summary.json").read_text())
+    behind = {name: summary[name][:2] for name in ("accuracy_curve", "top5_curve", "accuracy_matrix")}
+    (run / "summary.json").write_text(json.dumps({**summary, **behind, "status": "running"}))
+    record = read_run(run)
+    assert len(record.matrix) == len(record.top5_curve) == 3 and record.curve == whole.curve
+
+
 def test_one_task_run(tmp_path):
     # An older summary has 0 for what one task leaves undefined.
     for name, older in (("run", {}), ("older", {"forgetting": 0.0, "backward_transfer": 0.0})):
