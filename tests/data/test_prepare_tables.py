@@ -32,7 +32,7 @@ def refused(data, source, message=None, **options):
         (b"\x1b[2J", b"bear"),
         (b"a/b", b"bear"),
         (b"/".join([b"a"] * 1000), b"bear"),
-        (b"/tmp/apple", b"bear"),
+        (b"/apple", b"bear"),
         (b"..", b"bear"),
         (b".", b"bear"),
         (b"", b"bear"),
