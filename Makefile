@@ -36,9 +36,11 @@ bench: $(VENV)/.installed-test
 	$(BIN)/slca-fast bench --suite ops
 	$(BIN)/python -m pytest bench --benchmark-only
 
-# 100 kills at random times, on one rank and on two, and a failure at every file operation: minutes, not seconds.
+# 100 kills at random times, on one rank and on two, a failure at every file operation, and every known and 2,000 random
+# edits of a run's folder under every command: minutes, not seconds.
 torture: $(VENV)/.installed-test
-	SLCA_FAST_TEST_KILLS=100 SLCA_FAST_TEST_EVERY_FAULT=1 $(BIN)/python -m pytest --timeout 7200 tests/runs/test_kill.py tests/runs/test_faults.py
+	SLCA_FAST_TEST_KILLS=100 SLCA_FAST_TEST_EVERY_FAULT=1 SLCA_FAST_TEST_EDITS=2000 $(BIN)/python -m pytest \
+		--timeout 7200 tests/runs/test_kill.py tests/runs/test_faults.py tests/runs/test_edited_runs.py
 
 lint: $(VENV)/.installed-lint
 	$(BIN)/ruff check .

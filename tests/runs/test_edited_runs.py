@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -35,6 +36,9 @@ from slca_fast.experiment import run
 from slca_fast.report import comparison_page, run_page
 from slca_fast.report.drawing import PNG_THEME
 
+AT_LENGTH = "SLCA_FAST_TEST_EDITS" in os.environ
+EDITS = int(os.environ.get("SLCA_FAST_TEST_EDITS", "30"))
+HELD = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 MOST_GROWTH = 2**30
 ARGS = ["--tasks.sizes", "2,2", "--checkpoint.keep", "3"]
 COMMANDS = ("evaluate", "predict", "report", "compare", "export", "resume")
@@ -153,7 +157,7 @@ def test_edited_results_are_shown_as_far_as_they_can_be(name, folders, tmp_path,
 @pytest.mark.slow
 @pytest.mark.thorough
 @pytest.mark.parametrize("source", ["run", "half"])
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", KNOWN if AT_LENGTH else list(KNOWN)[::12])
 def test_no_command_gives_a_traceback(name, source, folders, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for command in COMMANDS:
@@ -227,24 +231,9 @@ READERS = {
 }
 
 
-def any_mutation(edit: Edit, command: str, source: str, folders: Path) -> None:
+@given(mutations(), st.sampled_from(COMMANDS), st.sampled_from(["run", "half"]))
+@settings(max_examples=EDITS, deadline=None, suppress_health_check=HELD)
+def test_any_single_mutation(folders, drafts, edit, command, source) -> None:
     place = folders / "place"
     place.mkdir(exist_ok=True)
     tried(command, folders, edited_copy(folders, place, edit, source))
-
-
-HELD = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-
-@given(mutations(), st.sampled_from(COMMANDS), st.sampled_from(["run", "half"]))
-@settings(max_examples=30, deadline=None, suppress_health_check=HELD)
-def test_any_single_mutation(folders, drafts, edit, command, source) -> None:
-    any_mutation(edit, command, source, folders)
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-@given(mutations(), st.sampled_from(COMMANDS), st.sampled_from(["run", "half"]))
-@settings(max_examples=2000, deadline=None, suppress_health_check=HELD)
-def test_any_single_mutation_at_length(folders, drafts, edit, command, source) -> None:
-    any_mutation(edit, command, source, folders)
