@@ -15,7 +15,7 @@ from slca_fast.config import Config
 from slca_fast.data.stream import ImageSet
 from slca_fast.errors import UserError
 from slca_fast.machine.float32 import fast_float32_products
-from slca_fast.machine.process import steady_process
+from slca_fast.machine.process import keep_few_products, steady_process
 from slca_fast.machine.ranks import ALONE, Ranks
 from slca_fast.runs.checkpoints import Checkpoints
 from slca_fast.runs.clock import Clock
@@ -59,6 +59,7 @@ def run(
     with the file's name when the disk fails; ``resume`` then goes on from the last checkpoint.
     """
     observer, clock = observer or Observer(), Clock(ranks)
+    keep_few_products()
     try:
         with closing(set_up(config, preset, resume, observer, ranks, clock)) as setup:
             with fast_float32_products(setup.device), steady_process(setup.device):

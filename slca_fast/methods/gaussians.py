@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slca_fast.methods import gaussians_file
-from slca_fast.methods.gaussians_factors import CholeskyFactors, Factors, LowRankFactors, only
+from slca_fast.methods.gaussians_factors import CholeskyFactors, Factors, LowRankFactors, only, with_small_ones_joined
 from slca_fast.methods.gaussians_moments import moments_of_covariances
 from slca_fast.methods.gaussians_table import MomentsTable, rows_by_class
 
@@ -188,9 +188,10 @@ class ClassGaussians:
             raise ValueError(f"feature_dim is {self.feature_dim} here and {other.feature_dim} in the other")
         result = self._with(self._moments.extended(other._moments))
         common = self._moments.present().keys() & other._moments.present().keys()
-        result._factors = list(only(self._factors, lambda c: c not in common))
+        factors = list(only(self._factors, lambda c: c not in common))
         if other.device == result.device and other.ridge == self.ridge and other.factor_dtype == self.factor_dtype:
-            result._factors += only(other._factors, lambda c: c not in common)
+            factors += only(other._factors, lambda c: c not in common)
+        result._factors = with_small_ones_joined(factors)
         return result
 
     def select(self, first: int, end: int) -> ClassGaussians:

@@ -14,6 +14,8 @@ from slca_fast.kernels.gaussian_sampling.packing import pack_lower
 from slca_fast.methods.gaussians_moments import ClassMoments, matrices_at_a_time
 from slca_fast.ops.gaussian_sampling import cholesky_factor, sample_gaussians, sample_low_rank
 
+_MOST_JOINED_BYTES = 2**20
+
 
 @dataclass(frozen=True, eq=False)
 class Factors(ABC):
@@ -26,6 +28,10 @@ class Factors(ABC):
     added_ridge: tuple[float, ...]
     """What more it took to factor each class, mostly 0."""
 
+    @property
+    def num_bytes(self) -> int:
+        return self.factor.numel() * self.factor.element_size()
+
     @abstractmethod
     def draw(self, mean_GD: Tensor, class_id_G: Tensor, num_per_class: int, seed: int | Tensor, backend: str) -> Tensor:
         """[G, num_per_class, D] float32 features of all these classes, whose means and ids are in their order."""
@@ -37,6 +43,16 @@ class Factors(ABC):
 
     def to(self, device: torch.device | str) -> Factors:
         return replace(self, factor=self.factor.to(device))
+
+    def joins(self, other: Factors) -> bool:
+        """Whether the two are alike, and so small that a call for each would take longer than its arithmetic."""
+        alike = (type(self), self.ridge, self.factor.shape[1:]) == (type(other), other.ridge, other.factor.shape[1:])
+        return alike and self.num_bytes + other.num_bytes <= _MOST_JOINED_BYTES
+
+    def joined(self, other: Factors) -> Factors:
+        """The classes of both."""
+        classes, added_ridge = self.classes + other.classes, self.added_ridge + other.added_ridge
+        return replace(self, classes=classes, factor=torch.cat([self.factor, other.factor]), added_ridge=added_ridge)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,3 +109,13 @@ def only(groups: Iterable[Factors], wanted: Callable[[int], bool]) -> Iterator[F
         slots = [i for i, c in enumerate(group.classes) if wanted(c)]
         if slots:
             yield group if len(slots) == len(group.classes) else group.at(slots)
+
+
+def with_small_ones_joined(groups: Iterable[Factors]) -> list[Factors]:
+    """The same factors in few groups: as a binary counter does, so that no factor is copied more than a few times."""
+    result: list[Factors] = []
+    for group in groups:
+        while result and len(result[-1].classes) <= len(group.classes) and result[-1].joins(group):
+            group = result.pop().joined(group)
+        result.append(group)
+    return result

@@ -181,6 +181,26 @@ def test_classes_of_one_kind_are_drawn_together(monkeypatch):
     assert drawn == [("sample_low_rank", 3), ("sample_gaussians", 4), ("sample_low_rank", 1), ("sample_gaussians", 2)]
 
 
+@pytest.mark.parametrize("num_rows", [3, 40])
+def test_a_stream_of_small_tasks_is_drawn_in_few_calls(monkeypatch, num_rows):
+    kind = gaussians_factors.LowRankFactors if num_rows == 3 else gaussians_factors.CholeskyFactors
+    draw, sizes = kind.draw, []
+    monkeypatch.setattr(kind, "draw", lambda self, *args: (sizes.append(len(self.classes)), draw(self, *args))[1])
+    stream, whole = ClassGaussians(16), ClassGaussians(16)
+    for task in range(21):
+        features, _ = some_rows(num_rows, 16, 1, seed=task)
+        label = torch.full((num_rows,), task)
+        whole.update(features, label)
+        of_task = measured(features, label)
+        of_task.factorize()
+        stream = stream.extended(of_task)
+    samples, labels = stream.sample(5, seed=7)
+    assert sizes == [16, 4, 1]
+    expected, expected_labels = whole.sample(5, seed=7)
+    assert torch.equal(labels, expected_labels)
+    np.testing.assert_allclose(samples, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_extended_leaves_both_values_alone():
     features, labels = some_rows(200, 10, 4, dtype=torch.float64)
     old, new = measured(features[labels < 3], labels[labels < 3]), measured(features[labels > 1], labels[labels > 1])
