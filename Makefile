@@ -1,20 +1,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+CONSTRAINTS := constraints.txt
+EXTRAS := test,dali
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q -c $(CONSTRAINTS)
 
-.PHONY: demo test test-quick bench lint types torture clean
+.PHONY: demo test test-quick test-lowest bench lint types torture clean
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The stamps make a second call instant; they depend on what decides the environment.
-$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard kernels/csrc/*)
+$(VENV)/.installed: $(BIN)/python pyproject.toml $(CONSTRAINTS) setup.py CMakeLists.txt $(wildcard kernels/csrc/*)
 	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) -e .[test,dali]
+	$(INSTALL) -e .[$(EXTRAS)]
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
@@ -31,6 +33,10 @@ test: $(VENV)/.installed-test
 # Without what is marked by hand as slow or thorough (CONTRIBUTING.md): under 90 s on two cores.
 test-quick: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not thorough"
+
+# The oldest versions that pyproject.toml allows, in an environment of their own (6 GB).
+test-lowest:
+	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt EXTRAS=test test-quick
 
 bench: $(VENV)/.installed-test
 	$(BIN)/slca-fast bench --suite ops
@@ -55,4 +61,4 @@ types:
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright build/typing/slca_fast/*
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info kernels/_native
+	rm -rf $(VENV) .venv-lowest build runs *.egg-info kernels/_native

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -24,6 +26,7 @@ FILES = (
     "MANIFEST.in",
     "Makefile",
     "README.md",
+    "constraints-lowest.txt",
     "constraints.txt",
     "pyproject.toml",
     "setup.py",
@@ -102,3 +105,13 @@ def test_the_wheel_with_the_native_library_names_the_platform_alone(tree) -> Non
     python, abi, platform = wheel.stem.split("-")[-3:]
     assert (python, abi) == ("py3", "none") and platform != "any"
     assert [name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("slca_fast/kernels/_native/")]
+
+
+def test_the_oldest_versions_that_are_tested_are_the_ones_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    bounds = dict(re.findall(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", line)[0] for line in declared if ">=" in line)
+    pinned = dict(line.split("==") for line in (ROOT / "constraints-lowest.txt").read_text().split())
+    assert pinned.keys() == bounds.keys()
+    for name, version in pinned.items():
+        assert version == bounds[name] or version.startswith(f"{bounds[name]}.0"), name

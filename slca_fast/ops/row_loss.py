@@ -7,7 +7,8 @@ applied would underflow), under torch.compile (no mutation in the graph) and in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,8 +29,8 @@ class RowLoss:
     """A loss over rows of logits: its name, its parameters and who computes it."""
 
     name: str
-    parameters: str
-    """What it takes beside the rows, as a torch schema: ``"float ce_weight, float rce_weight"``."""
+    parameters: Mapping[str, Any]
+    """Names and types of what it takes beside the rows, in order, as torch.library infers a schema from them."""
     reference: Implementation
     native: Implementation
     load_triton: Callable[[], Implementation]
@@ -76,9 +77,7 @@ class RowLoss:
         # Triton's interpreter takes tensors as they are; for a device the compiler should see the kernel itself.
         visible = backend == "triton" and not triton_runtime.interpreted()
         make_op = torch.library.triton_op if visible else torch.library.custom_op
-        rows = "Tensor logits_BC, Tensor target_B, Tensor scale_B"
-        schema = f"({rows}, {self.parameters}, bool with_gradient) -> (Tensor, Tensor)"
-        op = make_op(op_name, self._implementation(backend), mutates_args=(), schema=schema)
+        op = make_op(op_name, self._implementation(backend), mutates_args=())
         op.register_fake(_fake)
         op.register_autograd(partial(_backward, op), setup_context=_save)
 
@@ -98,7 +97,16 @@ class RowLoss:
                 raise_for_labels(self.name, logits_BC.shape[1], target_B, scale_B)
                 raise
 
+        run.__signature__ = self._signature()
         return run
+
+    def _signature(self) -> inspect.Signature:
+        """Of the ops: torch infers their schemas from it, some versions of triton_op whatever else they are told."""
+        tensors = dict.fromkeys(("logits_BC", "target_B", "scale_B"), torch.Tensor)
+        types = {**tensors, **self.parameters, "with_gradient": bool}
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        arguments = [inspect.Parameter(name, kind, annotation=hint) for name, hint in types.items()]
+        return inspect.Signature(arguments, return_annotation=tuple[torch.Tensor, torch.Tensor])
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -25,7 +25,7 @@ def _triton() -> Implementation:
 
 _LOSS = RowLoss(
     name="symmetric_cross_entropy",
-    parameters="float ce_weight, float rce_weight",
+    parameters={"ce_weight": float, "rce_weight": float},
     reference=symmetric_cross_entropy_rows,
     native=symmetric_cross_entropy_native,
     load_triton=_triton,

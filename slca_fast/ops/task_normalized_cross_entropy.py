@@ -25,7 +25,7 @@ def _triton() -> Implementation:
 
 _LOSS = RowLoss(
     name="task_normalized_cross_entropy",
-    parameters="SymInt[] task_sizes, float temperature",
+    parameters={"task_sizes": list[int], "temperature": float},
     reference=task_normalized_cross_entropy_rows,
     native=task_normalized_cross_entropy_native,
     load_triton=_triton,

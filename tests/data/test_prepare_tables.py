@@ -61,7 +61,7 @@ class Shaped:
 
     def __reduce__(self):
         state = (1, self.shape, np.dtype("u1"), False, self.content)
-        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+        return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state
 
 
 @pytest.mark.parametrize("shape", [None, (1,), ("a", 3072), (1.0, 3072), (-1, 3072), (True, 3072), (0, 3072), 3072])

@@ -185,6 +185,8 @@ def test_fused_blocks_at_odd_sizes_on_every_instruction_set(isa, dtype, toleranc
         parameter.data *= 0.3
     tokens = torch.randn(3, 19, heads * dim, generator=torch.Generator().manual_seed(2))
     ours, truth = results(blocks, NativeBlocks(dtype, "native"), tokens), truth_of(blocks, tokens)
+    # A norm of two values makes +-1 of them, so what goes back through it is little but rounding.
+    tolerance *= 3 if heads * dim == 2 else 1
     for name in truth:
         # The bias of the keys moves no probability: its gradient is 0 but for rounding.
         if "qkv.bias" not in name:
