@@ -96,6 +96,8 @@ def _header_of(file: io.BufferedReader, suffix: str, num_bytes: int, max_megapix
         width, height = image.size
         check_megapixels(width, height, max_megapixels)
         notes = _conversions(image)
+        # Of an opened file it is known.
+        assert image.format is not None
         if suffix not in _EXTENSIONS_OF[image.format]:
             notes += ("wrong extension",)
         orientation = _orientation(image)
