@@ -197,7 +197,8 @@ class ModelConfig:
                 name not in LOADER_ARGUMENTS,
                 f"model.kwargs.{name}",
                 value,
-                "this argument of timm is not for a run: weights come from --model.checkpoint or --model.pretrained",
+                "leave it out: a run sets this argument of timm itself, has heads of its own and takes weights from "
+                "--model.checkpoint or --model.pretrained",
             )
 
 

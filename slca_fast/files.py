@@ -14,7 +14,7 @@ from typing import Any
 
 
 @contextmanager
-def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Errors get the name ``path`` if they have none, as system calls on descriptors do, or that of ``temporary``."""
     try:
         yield
@@ -26,7 +26,7 @@ def _naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Writes ``data`` to a new file ``path`` and flushes it to the disk."""
-    with _naming(path):
+    with naming(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             write_all(descriptor, data)
@@ -56,16 +56,16 @@ class Log:
 
     def append(self, line: str) -> None:
         """Adds ``line`` and a line break."""
-        with _naming(self.path):
+        with naming(self.path):
             write_all(self._descriptor, f"{line}\n".encode())
 
     def sync(self) -> None:
-        with _naming(self.path):
+        with naming(self.path):
             os.fsync(self._descriptor)
 
     def rewind(self, num_bytes: int) -> None:
         """Drops everything after the first ``num_bytes`` bytes."""
-        with _naming(self.path):
+        with naming(self.path):
             os.ftruncate(self._descriptor, min(num_bytes, self.num_bytes))
 
     def close(self) -> None:
@@ -74,14 +74,14 @@ class Log:
 
 def rename_durably(source: Path, target: Path) -> None:
     """Renames a file or folder and flushes the parent folder, so that the rename survives a crash."""
-    with _naming(target):
+    with naming(target):
         os.rename(source, target)
     sync_folder(target.parent)
 
 
 def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries to the disk."""
-    with _naming(folder):
+    with naming(folder):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -99,7 +99,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     # Not the whole name: one of 255 bytes is allowed, a longer one is not.
     temporary = path.with_name(f".{path.name[:50]}.{os.urandom(8).hex()}.new")
-    with _naming(path, temporary):
+    with naming(path, temporary):
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         try:
             yield temporary

@@ -16,6 +16,7 @@ from slca_fast.errors import DataError
 from slca_fast.experiment import run
 from slca_fast.methods.alignment import align_classifier
 from slca_fast.methods.gaussians import ClassGaussians
+from slca_fast.report.run_page import write_report
 from slca_fast.runs.observer import Observer
 from slca_fast.runs.trained import load_run
 
@@ -83,6 +84,7 @@ def test_the_start_and_the_summary_name_classes_without_images(domains, tmp_path
     ]
     assert [line for line in messages.lines if line.startswith("note: ")] == [f"note: {line}" for line in expected]
     assert summary["data_problems"]["classes_without_images"] == expected
+    assert f"Empty from the start: {'; '.join(expected)}." in write_report(tmp_path / "run").read_text()
 
 
 def test_alignment_leaves_out_classes_without_rows_and_gives_the_same_as_without_them() -> None:

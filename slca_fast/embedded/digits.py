@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from slca_fast.files import naming
+
 SIZE = 32
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
@@ -61,7 +63,7 @@ def write_digits(root: str | Path) -> Path:
     32 x 32 RGB PNGs, split 80/20 within each class; <nnnn> is the index in `sklearn.datasets.load_digits()`.
     A complete folder is left alone. Otherwise the images are written beside `root` and renamed into place, so
     an interrupted call leaves nothing half-written. Raises FileExistsError if `root` is something else than
-    such a folder, so that no one's own files are ever replaced.
+    such a folder, so that no one's own files are ever replaced, and OSError with a name when the disk fails.
     """
     root = Path(root)
     if is_complete(root):
@@ -71,8 +73,14 @@ def write_digits(root: str | Path) -> Path:
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    train, test = split_indices(digits.target)
     root.parent.mkdir(parents=True, exist_ok=True)
+    with naming(root):
+        _write(digits, root)
+    return root
+
+
+def _write(digits: Any, root: Path) -> None:
+    train, test = split_indices(digits.target)
     staging = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         for part, indices in (("train", train), ("test", test)):
@@ -91,7 +99,6 @@ def write_digits(root: str | Path) -> Path:
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return root
 
 
 def _is_ours(root: Path) -> bool:

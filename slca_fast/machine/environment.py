@@ -72,6 +72,22 @@ def memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def require_room_for_threads(num_threads: int) -> None:
+    """Raises UserError where their stacks pass a limit of address space: OpenMP would end the process."""
+    limit, stack = resource.getrlimit(resource.RLIMIT_AS)[0], resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if limit == resource.RLIM_INFINITY:
+        return
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    # What the C library takes where the limit of a stack is infinite.
+    each = 2**21 if stack == resource.RLIM_INFINITY else stack
+    if num_threads * each > limit - used:
+        raise UserError(
+            f"--runtime.num_threads is {num_threads}: their stacks would take {num_threads * each / 2**30:.1f} GiB of "
+            f"address space, `ulimit -v` leaves {max(0, limit - used) / 2**30:.1f}; give at most "
+            f"{max(1, (limit - used) // each)}"
+        )
+
+
 def cache_folder() -> Path:
     """What may be lost: SLCA_FAST_CACHE, or slca_fast under XDG_CACHE_HOME or ~/.cache; else temporary."""
     if os.environ.get("SLCA_FAST_CACHE"):

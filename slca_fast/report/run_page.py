@@ -20,6 +20,7 @@ from slca_fast.runs.record import RunRecord
 _FIGURES = ("accuracy_curve", "accuracy_matrix", "confusion", "loss", "phases", "throughput")
 _MAX_PROBLEMS_SHOWN = 100
 _MAX_TABLE_TASKS = 200
+_MAX_NAMED_CELLS = 5
 
 
 def write_report(run_dir: Path) -> Path:
@@ -78,6 +79,9 @@ def _page(run: RunRecord) -> dict[str, Any]:
     if not run.complete:
         done = f"{counted(len(run.curve), 'task')} evaluated so far" if run.curve else "no task is evaluated yet"
         notes.insert(0, f"This run is not finished: {done}.")
+    if cells := (summary.get("data_problems") or {}).get("classes_without_images"):
+        more = f" and {len(cells) - _MAX_NAMED_CELLS} more" if len(cells) > _MAX_NAMED_CELLS else ""
+        notes.append(f"Empty from the start: {'; '.join(cells[:_MAX_NAMED_CELLS])}{more}.")
     recorded = sum(s for name, s in run.phases().items() if name != "other")
     total = run.metric("total_seconds")
     overlapping = total is not None and recorded > 1.01 * total

@@ -30,6 +30,7 @@ class DataProblems(TypedDict, total=False):
     """``data_problems`` of a summary."""
 
     quarantined: Count | None
+    classes_without_images: Annotated[list[Text], Meta(max_length=MOST_CLASSES)] | None
 
 
 class Summary(TypedDict, total=False):

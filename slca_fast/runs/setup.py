@@ -18,7 +18,7 @@ from slca_fast.data.share import share_of_machine
 from slca_fast.data.stream import Stream
 from slca_fast.errors import UserError
 from slca_fast.files import replace_json, replace_text
-from slca_fast.machine.environment import pick_device, pick_precision
+from slca_fast.machine.environment import pick_device, pick_precision, require_room_for_threads
 from slca_fast.machine.ranks import Ranks
 from slca_fast.methods.table import method_class
 from slca_fast.metrics import TaskResult
@@ -78,6 +78,7 @@ def set_up(config: Config, preset: str, resume: bool, observer: Observer, ranks:
     device = ranks.device(pick_device(config.runtime.device))
     clock.device = device
     if config.runtime.num_threads is not None:
+        require_room_for_threads(config.runtime.num_threads)
         torch.set_num_threads(config.runtime.num_threads)
     with ranks.first_before_others():
         dataset = load_dataset(config.data, observer.indexing)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+
 import pytest
-from helpers import TINY_ARGS, write_images
+from helpers import TINY_ARGS, slca_fast, write_images
 
 from slca_fast.cli import main
 from slca_fast.cli.config_args import parse_overrides
@@ -66,3 +68,14 @@ def test_what_only_data_and_model_tell_is_refused_before_the_folder_exists(
     base = ["train", "demo", *TINY_ARGS, "--tasks.sizes", "2,2", "--data.root", str(images)]
     assert main([*base, "--output", str(tmp_path / "run"), *args]) == 2
     assert f"error: {option}" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_threads_whose_stacks_pass_the_limit_of_address_space_are_refused(tmp_path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+        resource.setrlimit(resource.RLIMIT_STACK, (2**26, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+    said = slca_fast("train", "demo", "--runtime.num_threads", "1000", cwd=tmp_path, preexec_fn=limit)
+    assert said.returncode == 2 and said.stderr.count("\n") == 1
+    assert said.stderr.startswith("slca-fast: error: --runtime.num_threads is 1000: their stacks would take 62.5 GiB")
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,11 @@
 """The embedded digits and the embedded letters weights."""
 
+import errno
 import json
+import os
 import shutil
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,3 +175,14 @@ def test_pretraining_repeats_itself_bit_for_bit(tmp_path):
     assert a == b and a != c
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == info
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json"] * 3 + [".safetensors"] * 3
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch) -> None:
+    def full(self: Image.Image, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        write_digits(tmp_path / "digits")
+    assert raised.value.filename == str(tmp_path / "digits")
+    assert list(tmp_path.iterdir()) == []
