@@ -54,7 +54,11 @@ def test_settings_beyond_the_machine_leave_no_folder(args, tmp_path, capsys, mon
 @pytest.mark.parametrize(
     "args, option",
     [
-        (("--align.samples_per_class", "1000000", "--model.kwargs.embed_dim", "2400"), "--align.samples_per_class is "),
+        pytest.param(
+            ("--align.samples_per_class", "1000000", "--model.kwargs.embed_dim", "2400"),
+            "--align.samples_per_class is ",
+            marks=pytest.mark.slow,
+        ),
         (("--model.lora.rank", "100000"), "--model.lora"),
         (("--model.kwargs.qkv_bias", "maybe"), "--model.kwargs.qkv_bias is "),
         (("--model.name", "vit_tiny_patch16_224.nosuchtag"), "--model.name vit_tiny_patch16_224.nosuchtag: "),
@@ -70,6 +74,7 @@ def test_what_only_data_and_model_tell_is_refused_before_the_folder_exists(
     assert f"error: {option}" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_threads_whose_stacks_pass_the_limit_of_address_space_are_refused(tmp_path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))

@@ -65,6 +65,7 @@ def test_without_a_home_caches_are_temporary(monkeypatch, tmp_path) -> None:
     assert cache_folder() == tmp_path / ".cache" / "slca_fast"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "utf-8:strict"])
 def test_a_terminal_that_lacks_letters_gets_escapes(tmp_path, encoding) -> None:
     images = write_images(tmp_path / "bilder-\N{LATIN SMALL LETTER U WITH DIAERESIS}")
@@ -87,6 +88,7 @@ def test_a_terminal_that_lacks_letters_gets_escapes(tmp_path, encoding) -> None:
     assert slca_fast("check-data", str(images), env=environment).returncode == 3
 
 
+@pytest.mark.slow
 def test_without_assertions_and_docstrings_everything_works(images, tmp_path) -> None:
     for level in ("1", "2"):
         environment = {**os.environ, "PYTHONOPTIMIZE": level}

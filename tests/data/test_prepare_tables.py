@@ -185,6 +185,7 @@ def test_bad_tables_of_cars(tmp_path, case):
     refused("cars196", cars(tmp_path / "cars", BAD_CARS[case]))
 
 
+@pytest.mark.thorough
 def test_damaged_tables_of_cars(tmp_path):
     source = cars(tmp_path / "cars", GOOD_CARS)
     assert prepare("cars196", source, tmp_path / "good", check_counts=False).num_train == 2

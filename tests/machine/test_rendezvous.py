@@ -38,6 +38,7 @@ def meet(server: dist.TCPStore, size: int, late: dict[int, float] | None = None)
     return [names[rank] for rank in range(size)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("late", [{}, {0: 0.3}, {1: 0.3}, {0: 0.3, 2: 0.6}], ids=str)
 def test_every_attempt_agrees_on_one_new_name_whoever_comes_first(server, late) -> None:
     seen = set()

@@ -76,6 +76,7 @@ def test_ops_alignment_and_a_resumed_run(name: str) -> None:
     assert "1 failed" not in output and "100%" in output, output
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 @pytest.mark.parametrize(
     "setting, said",

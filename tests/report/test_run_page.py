@@ -49,6 +49,7 @@ def test_headline_numbers_and_sections(tmp_path):
     assert not list((tmp_path / "run").glob("*.partial"))
 
 
+@pytest.mark.thorough
 def test_report_is_deterministic(tmp_path):
     run = make_run(tmp_path / "run")
     first = {p.name: p.read_bytes() for p in (write_report(run), *(run / name for name in PNGS))}

@@ -164,6 +164,7 @@ def test_no_command_gives_a_traceback(name, source, folders, tmp_path, monkeypat
         tried(command, folders, edited_copy(folders, tmp_path, KNOWN[name], source))
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_says_one_line(folders, tmp_path) -> None:
     edited = edited_copy(folders, tmp_path, OF_CONFIG["yaml nested deeply"])
     said = slca_fast("evaluate", str(edited))
@@ -231,6 +232,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @given(mutations(), st.sampled_from(COMMANDS), st.sampled_from(["run", "half"]))
 @settings(max_examples=EDITS, deadline=None, suppress_health_check=HELD)
 def test_any_single_mutation(folders, drafts, edit, command, source) -> None:
