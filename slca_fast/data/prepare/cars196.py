@@ -8,7 +8,7 @@ from typing import Any
 from slca_fast.data.prepare.matlab import read_matlab
 from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish
 from slca_fast.data.prepare.sound import Job, class_folders, safe_relative
-from slca_fast.data.prepare.unpack import find_below, inner_folder, is_archive, unpacked
+from slca_fast.data.prepare.unpack import first_below, inner_folder, is_archive, unpacked
 from slca_fast.datasets import DATASETS
 from slca_fast.errors import DataError
 
@@ -42,12 +42,7 @@ def _places(source: Path, root: Path) -> list[Path]:
 
 
 def _found(places: list[Path], name: str) -> Path | None:
-    for place in places:
-        try:
-            return find_below(place, name)
-        except DataError:
-            continue
-    return None
+    return next((found for place in places if (found := first_below(place, name)) is not None), None)
 
 
 def _find(places: list[Path], name: str) -> Path:

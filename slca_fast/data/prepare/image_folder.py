@@ -7,10 +7,9 @@ from pathlib import Path
 from slca_fast.data.folder import read_domain_names
 from slca_fast.data.prepare.place import Link, PrepareReport, Progress, finish, require_apart
 from slca_fast.data.prepare.sound import Job
-from slca_fast.data.prepare.split import images_by_class, seeded_split
+from slca_fast.data.prepare.split import images_by_class, images_of_splits, seeded_split
 from slca_fast.data.prepare.split_names import layout_of
 from slca_fast.data.prepare.unpack import unpacked
-from slca_fast.errors import DataError
 
 
 def prepare_image_folder(
@@ -33,13 +32,9 @@ def prepare_image_folder(
     domains: tuple[str, ...] = ()
     if layout.train is not None and layout.test is not None:
         places = {"train": folder / layout.train, "test": folder / layout.test}
-        found = {split: images_by_class(place) for split, place in places.items()}
-        if set(found["train"]) != set(found["test"]):
-            odd = sorted(set(found["train"]) ^ set(found["test"]))
-            raise DataError(f"{folder}: class {odd[0]} (and {len(odd) - 1} more) is in one split only")
         jobs = [
             Job(f"{split}/{path}", places[split] / path)
-            for split, images in found.items()
+            for split, images in images_of_splits(places).items()
             for paths in images.values()
             for path in paths
         ]

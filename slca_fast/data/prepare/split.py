@@ -48,6 +48,16 @@ def images_by_class(folder: Path) -> dict[str, list[str]]:
     return images
 
 
+def images_of_splits(places: dict[str, Path]) -> dict[str, dict[str, list[str]]]:
+    """{split: ``images_by_class`` of its folder}; DataError where the splits do not have the same classes."""
+    found = {split: images_by_class(place) for split, place in places.items()}
+    odd = sorted(set(found["train"]) ^ set(found["test"]))
+    if odd:
+        folder = places["train"].parent
+        raise DataError(f"{folder}: class {odd[0]} (and {len(odd) - 1} more) is in one split only")
+    return found
+
+
 def seeded_split(images: dict[str, list[str]], test_fraction: float, seed: int) -> dict[str, set[str]]:
     """{"train": paths, "test": paths}; of every class its share, so that the totals are exact too.
 

@@ -181,15 +181,23 @@ def _bomb(source: Path) -> DataError:
     return DataError(f"{source} expands to more than {_MOST_EXPANSION} times its size: refused")
 
 
-def find_below(folder: Path, name: str, depth: int = 3) -> Path:
-    """The file or folder called ``name`` in ``folder`` or at most ``depth`` levels below; DataError if not there."""
+def first_below(folder: Path, name: str, depth: int = 3) -> Path | None:
+    """The file or folder called ``name`` in ``folder`` or at most ``depth - 1`` levels below, if there is one."""
     level = [folder]
-    for _ in range(depth):
+    for step in range(depth):
+        if step:
+            level = [child for parent in level for child in sorted(parent.iterdir()) if child.is_dir()]
         for candidate in level:
             if (candidate / name).exists():
                 return candidate / name
-        level = [child for parent in level for child in sorted(parent.iterdir()) if child.is_dir()]
-    raise DataError(f"no {name} in {folder}")
+    return None
+
+
+def find_below(folder: Path, name: str) -> Path:
+    """What ``first_below`` finds; DataError if it is not there."""
+    if (found := first_below(folder, name)) is None:
+        raise DataError(f"no {name} in {folder}")
+    return found
 
 
 def inner_folder(folder: Path, name: str) -> Path:
