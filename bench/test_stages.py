@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from slca_fast.benchmark import machine
+from slca_fast.benchmark.flops import gflop_of
 from slca_fast.benchmark.run import make_images
-from slca_fast.benchmark.stages import BASELINE, STAGES, gflop_of, stage_of
+from slca_fast.benchmark.stages import BASELINE, STAGES, stage_of
 from slca_fast.machine.environment import pick_device
 
 DEVICE = pick_device("auto")
@@ -46,4 +47,4 @@ def test_stage(benchmark, images, name, method, way):
         peak = machine.matmul_flops_per_second(DEVICE, dtype)
         benchmark.extra_info["fraction_of_matmul_peak"] = gflop * 1e9 / seconds / peak
     if DEVICE.type == "cuda":
-        benchmark.extra_info["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+        benchmark.extra_info["peak_memory_bytes"] = machine.peak_memory_of(stage.ways[way], DEVICE)

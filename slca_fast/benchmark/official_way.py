@@ -30,6 +30,7 @@ from torchvision.datasets.folder import pil_loader
 
 from slca_fast.config import Config
 from slca_fast.data.index import ImageIndex, load_dataset
+from slca_fast.machine.environment import pick_device
 from slca_fast.model.build import build_backbone
 from slca_fast.model.class_token import plain_features, set_attention
 from slca_fast.model.head import Classifier
@@ -38,7 +39,6 @@ from slca_fast.tasks import TaskPlan, plan_tasks
 
 TRAIN_WORKERS, STATISTICS_WORKERS, STATISTICS_BATCH = 8, 4, 64
 ACCURACY_EVERY = 5
-CPU = torch.device("cpu")
 LoaderBatch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -110,7 +110,7 @@ class OfficialLearner:
 
     config: Config
     plan: TaskPlan
-    device: torch.device = CPU
+    device: torch.device
     means: list[Tensor] = field(default_factory=list)
     covariances: list[Tensor] = field(default_factory=list)
 
@@ -250,13 +250,13 @@ class OfficialLearner:
         return total / len(labels.unique())
 
 
-def run_official(
-    config: Config, device: torch.device = CPU, num_tasks: int | None = None, on_line=lambda text: None
-) -> dict:
+def run_official(config: Config, num_tasks: int | None = None, on_line=lambda text: None) -> dict:
     """The whole run: ``{accuracy_curve, phase_seconds, total_seconds, train_images, test_images}``.
 
-    ``phase_seconds["stage1"]`` is training alone; ``accuracy`` the periodic passes. ``num_tasks`` stops early.
+    On ``config.runtime.device``, as ours. ``phase_seconds["stage1"]`` is training alone; ``accuracy`` the periodic
+    passes. ``num_tasks`` stops early. Raises UserError for a device that is not there.
     """
+    device = pick_device(config.runtime.device)
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     began = time.perf_counter()
     dataset = load_dataset(config.data)

@@ -112,7 +112,7 @@ def rows_of_sample(
                 "achieved": achieved,
                 "unit": unit,
                 "fraction_of_peak": fraction,
-                "peak_memory_bytes": _peak_memory(contenders[backend], device),
+                "peak_memory_bytes": machine.peak_memory_of(contenders[backend], device),
             }
 
 
@@ -175,15 +175,3 @@ def _achieved(
         rate = spec.flops(sample) / (median_ms * 1e-3)
         candidates.append((rate / 1e9, "GFLOP/s", rate / machine.matmul_flops_per_second(device, dtype)))
     return max(candidates, key=lambda candidate: candidate[2], default=(None, None, None))
-
-
-def _peak_memory(contender: Callable[[], Any], device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    result = contender()
-    torch.cuda.synchronize(device)
-    del result
-    return torch.cuda.max_memory_allocated(device) - before

@@ -74,7 +74,13 @@ def benchmark_config(
 
 
 def timed(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The function's result with ``wall_seconds`` and ``cpu_seconds`` (this process, its threads and children)."""
+    """The function's result with ``wall_seconds`` and ``cpu_seconds`` (this process, its threads and children).
+
+    A CUDA device's peak of memory is counted anew, so that what the result says of it is its own.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = function()
     return {**result, "wall_seconds": time.perf_counter() - wall, "cpu_seconds": cpu_seconds() - cpu}

@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,15 +21,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from slca_fast.benchmark import machine, official_way
+from slca_fast.benchmark.flops import gflop_of
 from slca_fast.benchmark.run import benchmark_config, cpu_seconds, make_images
 from slca_fast.config import Config
 from slca_fast.data.batch import Batch
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import ImageSet, Stream
-from slca_fast.kernels.vit_block import fused
 from slca_fast.machine.environment import pick_device
 from slca_fast.machine.float32 import fast_float32_products
 from slca_fast.methods.alignment import align
@@ -236,7 +235,7 @@ def rows_of(stage: Stage, device: torch.device, *, rounds: int = 5, budget_s: fl
                 "unit": "features/s" if stage.name.startswith("alignment") else "images/s",
                 "gflop_per_image": work / stage.num_images if work else None,
                 "fraction_of_peak": fraction,
-                "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+                "peak_memory_bytes": machine.peak_memory_of(stage.ways[name], device),
             }
         )
     return rows
@@ -318,25 +317,6 @@ def _batch(config: Config, device: torch.device) -> Batch:
     side = config.data.image_size
     images = torch.randn(BATCH, 3, side, side, generator=generator).to(device)
     return Batch(images, torch.randint(2, (BATCH,), generator=generator), torch.arange(BATCH))
-
-
-def gflop_of(way: Callable[[], Any]) -> float:
-    """GFLOP of one call's matrix products and attention, counted by torch and by the native library as they run."""
-    before = fused.flops()
-    with _uncompiled(), FlopCounterMode(display=False) as counter:
-        way()
-    return (counter.get_total_flops() + fused.flops() - before) / 1e9
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """The counter sees single operators only."""
-    was = torch._dynamo.config.disable
-    torch._dynamo.config.disable = True
-    try:
-        yield
-    finally:
-        torch._dynamo.config.disable = was
 
 
 @functools.cache

@@ -174,6 +174,13 @@ def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sam
             )
 
 
+def _bytes_moved(sample: Sample) -> int:
+    """The features read once; counts, means and scatters written once, each in its dtype."""
+    features_ND, labels_N, num_classes = sample.args
+    dim, dtype = features_ND.shape[1], sample.kwargs.get("accumulate_dtype", torch.float64)
+    return features_ND.nbytes + labels_N.nbytes + num_classes * (8 + dim * (dim + 1) * dtype.itemsize)
+
+
 def _torch_cov(features_ND: Tensor, labels_N: Tensor, num_classes: int, **_: object) -> list[Tensor]:
     """The library's way: torch.cov in float64, class by class."""
     return [torch.cov(features_ND[labels_N == c].double().T) for c in range(num_classes)]
@@ -188,7 +195,7 @@ register(
         samples=_samples,
         benchmark_samples=_benchmark_samples,
         error_bound=class_moments_error_bound,
-        bytes_moved=lambda s: s.args[0].nbytes + s.args[2] * s.args[0].shape[1] ** 2 * 8,
+        bytes_moved=_bytes_moved,
         flops=lambda s: s.args[0].shape[0] * s.args[0].shape[1] * (s.args[0].shape[1] + 1),
         baselines={"torch.cov": _torch_cov},
     )

@@ -260,21 +260,26 @@ def _low_rank_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Samp
 
 def _low_rank_benchmark(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for num_classes in (20, *((200,) if device.type == "cuda" else ())):
-        mean_CD = torch.zeros(num_classes, 768, device=device, dtype=dtype)
+        mean_CD = torch.randn(num_classes, 768, device=device, dtype=dtype)
         rows_CKD = torch.randn(num_classes, 120, 768, device=device, dtype=dtype)
         yield Sample(f"{num_classes}x256x768 rank 120", (mean_CD, rows_CKD, 0.01, 256, 11))
 
 
+def _as_many(matrix_1DD: Tensor, num_classes: int) -> Tensor:
+    """So many multiples of a matrix: one alone would stay in the caches."""
+    return matrix_1DD * torch.linspace(0.5, 2, num_classes).to(matrix_1DD)[:, None, None]
+
+
 def _factor_benchmark(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for num_classes in (20, *((345,) if device.type == "cuda" else ())):
-        yield Sample(f"{num_classes}x768x768", (_covariances(1, 768, device, dtype).expand(num_classes, -1, -1), 1e-4))
+        yield Sample(f"{num_classes}x768x768", (_as_many(_covariances(1, 768, device, dtype), num_classes), 1e-4))
 
 
 def _draw_benchmark(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for num_classes in (20, *((200,) if device.type == "cuda" else ())):
         factor = torch.linalg.cholesky(_covariances(1, 768, device, torch.float64)).to(dtype)
-        mean_CD = torch.zeros(num_classes, 768, device=device, dtype=dtype)
-        yield Sample(f"{num_classes}x256x768", (mean_CD, pack_lower(factor.expand(num_classes, -1, -1)), 256, 11))
+        mean_CD = torch.randn(num_classes, 768, device=device, dtype=dtype)
+        yield Sample(f"{num_classes}x256x768", (mean_CD, pack_lower(_as_many(factor, num_classes)), 256, 11))
 
 
 def _torch_cholesky(covariance_CDD: Tensor, ridge: float, **_: object) -> Tensor:

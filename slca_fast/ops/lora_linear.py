@@ -208,8 +208,17 @@ def _benchmark_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sam
 
 
 def _flops(sample: Sample) -> int:
+    """x W'^T and g W', and the four thin products: u = x A^T, g B, g^T u, (g B)^T x."""
+    x, weight, _, lora_A = sample.args[:4]
+    num_out, num_in = weight.shape
+    return 4 * (x.numel() // num_in) * (weight.numel() + len(lora_A) * (num_in + num_out))
+
+
+def _bytes_moved(sample: Sample) -> int:
+    """x, W and y of the forward; x, g, W and dx of the backward, for x is gone from the caches by then."""
     x, weight = sample.args[:2]
-    return 4 * (x.numel() // x.shape[-1]) * weight.numel()
+    num_bytes_of_y = x.numel() // x.shape[-1] * len(weight) * x.element_size()
+    return 3 * x.nbytes + 2 * weight.nbytes + 2 * num_bytes_of_y
 
 
 register(
@@ -221,6 +230,7 @@ register(
         samples=_samples,
         benchmark_samples=_benchmark_samples,
         error_bound=lora_linear_error_bound,
+        bytes_moved=_bytes_moved,
         flops=_flops,
     )
 )

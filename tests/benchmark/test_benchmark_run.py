@@ -6,7 +6,9 @@ import json
 import time
 
 import pytest
+import torch
 
+from slca_fast.benchmark import machine
 from slca_fast.benchmark import run as suite
 from slca_fast.cli import main
 
@@ -61,3 +63,21 @@ def test_unknown_names_are_refused(name, capsys) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "--suite", name, "--only", "nothing"])
     assert stopped.value.code == 2 and "nothing is none of" in capsys.readouterr().err
+
+
+def test_a_runs_peak_of_memory_is_counted_from_its_start(monkeypatch) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: happened.append(name))
+    suite.timed(lambda: happened.append("run") or {})
+    assert happened == ["empty_cache", "reset_peak_memory_stats", "run"]
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_call_is_its_own() -> None:
+    device, held = torch.device("cuda"), torch.randn(2**26, device="cuda")
+    torch.randn(2**26, device=device).sum()
+    peak = machine.peak_memory_of(lambda: torch.randn(2**20, device=device), device)
+    assert peak is not None and 2**22 <= peak < 2**23 < held.nbytes
+    assert machine.peak_memory_of(lambda: None, torch.device("cpu")) is None

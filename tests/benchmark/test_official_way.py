@@ -12,6 +12,8 @@ from helpers import tiny_config, write_images
 from slca_fast.benchmark import official_way
 from slca_fast.data.index import load_dataset
 from slca_fast.data.stream import Stream
+from slca_fast.errors import UserError
+from slca_fast.machine.environment import pick_device
 from slca_fast.methods.alignment import align_classifier
 from slca_fast.methods.gaussians import ClassGaussians
 from slca_fast.model.build import build_backbone
@@ -34,7 +36,7 @@ class Setting:
         self.dataset = dataset
         self.backbone = build_backbone(self.config.model, self.config.data.image_size, self.config.seed)
         self.classifier = Classifier(self.backbone.feature_dim)
-        self.official = official_way.OfficialLearner(self.config, self.plan)
+        self.official = official_way.OfficialLearner(self.config, self.plan, CPU)
 
     def train(self, task: int) -> tuple[list[float], list[float]]:
         """Losses by epoch of ours and of the official way, on the same batches."""
@@ -142,3 +144,27 @@ def test_a_whole_official_run(tmp_path, preset: str) -> None:
     result = official_way.run_official(setting.config)
     assert len(result["accuracy_curve"]) == 3 and all(0 <= a <= 100 for a in result["accuracy_curve"])
     assert sum(result["phase_seconds"].values()) == pytest.approx(result["total_seconds"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_official_way_runs_on_the_device_that_ours_runs_on(setting: Setting, monkeypatch, device: str) -> None:
+    class Made(Exception):
+        pass
+
+    def made(config, plan, device):
+        raise Made(device)
+
+    config = dataclasses.replace(
+        setting.config, runtime=dataclasses.replace(setting.config.runtime, device=device), output="unused"
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(official_way, "OfficialLearner", made)
+    with pytest.raises(Made) as official:
+        official_way.run_official(config)
+    assert official.value.args == (torch.device(device),) == (pick_device(config.runtime.device),)
+
+
+def test_a_device_that_is_not_there_is_refused(setting: Setting) -> None:
+    runtime = dataclasses.replace(setting.config.runtime, device="cuda:4711")
+    with pytest.raises(UserError, match="cuda:4711"):
+        official_way.run_official(dataclasses.replace(setting.config, runtime=runtime))

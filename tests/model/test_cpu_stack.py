@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from slca_fast.benchmark.stages import gflop_of
+from slca_fast.benchmark.flops import gflop_of
 from slca_fast.kernels import native
 from slca_fast.kernels.vit_block import passes
 from slca_fast.model.backbone import Backbone, autocast
