@@ -79,9 +79,11 @@ def loader_epochs(index: ImageIndex, config: DataConfig, num_workers: int) -> tu
     return lambda epoch: (len(images) for _, images, _ in loader), lambda: None
 
 
-def source_epochs(index: ImageIndex, config: DataConfig) -> tuple[Epoch, Callable[[], None]]:
-    """Epochs of one of our sources, and how to close it."""
-    source = open_source(index, config)
+def source_epochs(
+    index: ImageIndex, config: DataConfig, device: torch.device | str = "cpu"
+) -> tuple[Epoch, Callable[[], None]]:
+    """Epochs of one of our sources with batches for ``device``, and how to close it."""
+    source = open_source(index, config, device)
 
     def run(epoch: int) -> Iterator[int]:
         order = epoch_order(0, 0, epoch, np.arange(index.num_images))
