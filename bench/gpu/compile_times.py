@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from parts import Context, Part, Step
 from records import Row
 
-CACHES = Path(tempfile.gettempdir()) / "slca-ladder-compile"
 VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def measure(method: str, way: str, context: Context) -> Iterator[Row]:
     """``way`` "cold" empties the caches first; "warm" takes what the cold process has left."""
     began = time.perf_counter()
-    folder = CACHES / method
+    folder = context.scratch / "compile" / method
     if way == "cold":
         shutil.rmtree(folder, ignore_errors=True)
     before = {name: os.environ.get(name) for name in VARIABLES}

@@ -16,8 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = ROOT / ".carry"
 """Where carry.py puts wheels and their parts; git ignores it."""
-GATHERED = Path(tempfile.gettempdir()) / "slca-ladder-gathered"
-"""Where carry.py joins the parts of wheels too large for one call."""
+
+
+def temporary(name: str) -> Path:
+    """A folder of this user's on this machine, made when it is needed."""
+    return Path(tempfile.gettempdir()) / f"slca-ladder-{os.getuid()}" / name
 
 
 def prepare(dry: bool) -> None:
@@ -25,7 +28,7 @@ def prepare(dry: bool) -> None:
     link_kernels()
     # Ours before anything installed; what was carried last, so that the machine's own packages win.
     ours = [str(ROOT), str(ROOT / "bench" / "gpu")]
-    site = unpacked_wheels([*sorted(CARRIED.glob("*/*.whl")), *sorted(GATHERED.glob("*/*.whl"))])
+    site = unpacked_wheels([*sorted(CARRIED.glob("*/*.whl")), *sorted(temporary("wheels").glob("*/*.whl"))])
     carried = [] if site is None else [str(site)]
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     others = [path for path in before if path and path not in ours + carried]
@@ -49,7 +52,7 @@ def unpacked_wheels(wheels: list[Path]) -> Path | None:
     if not wheels:
         return None
     names = "\n".join(f"{wheel.name} {wheel.stat().st_size}" for wheel in wheels)
-    site = Path(tempfile.gettempdir()) / f"slca-ladder-site-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+    site = temporary("site") / hashlib.sha256(names.encode()).hexdigest()[:16]
     done = site / ".unpacked"
     if not done.exists():
         for wheel in wheels:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from sizes import Sizes
@@ -12,13 +11,13 @@ from sizes import Sizes
 from slca_fast.data.prepare import prepare
 
 
-def made(sizes: Sizes) -> Path:
-    """The image folder of these sizes, made once a machine: ``{train,test}/<class>/<number>.jpg``.
+def made(sizes: Sizes, scratch: Path) -> Path:
+    """The image folder of these sizes below ``scratch``, made once: ``{train,test}/<class>/<number>.jpg``.
 
     The files are JPEGs of about ``sizes.side`` px. A name more costs a decode, like a file more.
     """
     shape = f"{sizes.num_classes}x{sizes.images_per_class[0]}+{sizes.images_per_class[1]}-{sizes.side}"
-    home = Path(tempfile.gettempdir()) / f"slca-ladder-images-{shape}"
+    home = scratch / f"images-{shape}"
     root, done = home / "images", home / "made"
     if done.exists():
         return root

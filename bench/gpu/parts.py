@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from environment import source_sha256
+from environment import source_sha256, temporary
 from records import Record, Row, line_of, not_measured, row_from, write
 
 LEAST_SECONDS = 10.0
@@ -43,6 +43,11 @@ class Context:
     began: float = field(default_factory=time.monotonic)
     facts: dict[str, Any] = field(default_factory=dict)
     """What the part adds to the record's ``machine``."""
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for large files that later parts and steps on this machine find again."""
+        return self.out / "scratch" if self.sizes.dry else temporary("scratch")
 
     @property
     def left(self) -> float:

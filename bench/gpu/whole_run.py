@@ -1,4 +1,4 @@
-"""Step "run": SLCA++ on a stand-in of Split ImageNet-R's full shape, as long as the time lasts, and what is then missing.
+"""Step "run": SLCA++ on a stand-in of Split ImageNet-R's full shape; what is missing when the time is up is computed.
 
 The official way's step on the same device says how long it would take at least.
 """
@@ -36,7 +36,7 @@ class Seen(Observer):
     epochs: list[list[float]] = field(default_factory=list)
     """Seconds by task and epoch."""
     rest: list[float] = field(default_factory=list)
-    """Seconds of every finished task outside its epochs: start of stage 1, statistics, alignment, evaluation, saving."""
+    """Seconds of every finished task outside its epochs: statistics, alignment, evaluation, saving."""
     _task_began: float = 0.0
 
     def task_started(self, task: int, num_tasks: int, num_classes: int, num_images: int) -> None:
@@ -67,9 +67,9 @@ class Extrapolation:
 def extrapolated(seen: Seen, num_tasks: int, num_epochs: int) -> Extrapolation | None:
     """A run of so many tasks and epochs, when all its tasks are alike; None before a second epoch was seen.
 
-    Epochs that are missing count as the median of those after a task's first, a missing first one as the mean of the
-    first ones (its images are decoded then), a missing end of a task as the last one seen times the classes it has more:
-    statistics and saving do not grow with the classes, so that is rather too much.
+    A missing epoch counts as the median of those after a task's first, a missing first one (it decodes) as the mean of
+    the first ones, the missing rest of a task as the last one seen times the classes it has more: statistics and saving
+    do not grow with the classes, so that is rather too much.
     """
     first = [epochs[0] for epochs in seen.epochs if epochs]
     later = [seconds for epochs in seen.epochs for seconds in epochs[1:]]
@@ -96,7 +96,7 @@ def measure(context: Context) -> Iterator[Row]:
     """The run, its phases, and the official way's least time for it."""
     sizes = context.sizes
     began = time.perf_counter()
-    images = many_images.made(sizes)
+    images = many_images.made(sizes, context.scratch)
     context.facts["seconds_to_make_the_images"] = time.perf_counter() - began
     base = sizes.config("slcapp")
     seen = Seen()
@@ -158,7 +158,7 @@ def measure_official(context: Context) -> Iterator[Row]:
 
     sizes, device = context.sizes, pick_device("auto")
     base = sizes.config("slcapp")
-    config = replace(base, data=replace(base.data, root=str(many_images.made(sizes))))
+    config = replace(base, data=replace(base.data, root=str(many_images.made(sizes, context.scratch))))
     dataset = load_dataset(config.data)
     plan = official_way.plan_of(config, len(dataset.class_names))
     learner = official_way.OfficialLearner(config, plan, device)
