@@ -11,9 +11,13 @@ import os
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+NEEDED_MODULES = ("msgspec", "jsonargparse", "rich", "hypothesis", "pytest_timeout")
+SCIENCE_MODULES = ("scipy", "matplotlib")
+"""What the package and its tests import that a machine with torch, timm and pytest may lack; carry.py brings it."""
 CARRIED = ROOT / ".carry"
 """Where carry.py puts wheels and their parts; git ignores it."""
 
@@ -62,7 +66,7 @@ def unpacked_wheels(wheels: list[Path]) -> Path | None:
     return site
 
 
-def missing_modules(names: list[str]) -> list[str]:
+def missing_modules(names: Iterable[str]) -> list[str]:
     """Those of ``names`` that cannot be imported here."""
     return [name for name in names if importlib.util.find_spec(name) is None]
 

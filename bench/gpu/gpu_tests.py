@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT, missing_modules
+from environment import NEEDED_MODULES, ROOT, SCIENCE_MODULES, missing_modules
 from parts import Context, Part, Step
 from records import Row
 
@@ -39,7 +39,7 @@ def measure(context: Context) -> Iterator[Row]:
         if len(outcomes.waiting) == before:
             break
     lines.unlink()
-    yield outcomes.row(missing_modules(["hypothesis", "scipy", "jsonargparse", "msgspec", "pytest_timeout"]))
+    yield outcomes.row(missing_modules([*NEEDED_MODULES, *SCIENCE_MODULES]))
 
 
 class Outcomes:

@@ -42,6 +42,9 @@ def main() -> int:
     """Runs steps, or one part of a step for the process that does."""
     options = _options()
     environment.prepare(options.dry)
+    if missing := environment.missing_modules(environment.NEEDED_MODULES):
+        print(f"missing here: {', '.join(missing)}; install them, or bring wheels with carry.py", file=sys.stderr)
+        return 2
     from parts import Context, measure_here, run_step
     from sizes import DRY, REAL
 
