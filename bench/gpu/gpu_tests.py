@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from parts import Context, Part, Step
 from records import Row
 
 LEFT_FOR_THE_RECORD = 15.0
-MOST_SECONDS_A_TEST = 120
+MOST_SECONDS_A_TEST = 100
+"""Of pytest-timeout; a kernel that hangs it cannot end."""
+MOST_SILENT_SECONDS = 120
+"""After so long without a word of a test its process is ended."""
 MOST_PROCESSES = 20
 
 
@@ -35,7 +40,7 @@ def measure(context: Context) -> Iterator[Row]:
         lines.write_text("")
         ended = _pytest(waiting, context, log, lines)
         before = len(waiting)
-        outcomes.add(lines, crashed=f"pytest ended with {ended}" if ended is not None else "not done in time")
+        outcomes.add(lines, crashed=f"pytest ended with {ended}" if ended is not None else "hung, or not done in time")
         if len(outcomes.waiting) == before:
             break
     lines.unlink()
@@ -110,7 +115,7 @@ OUTCOMES = ("passed", "failed", "skipped")
 
 
 def _pytest(arguments: list[str], context: Context, log: Path, lines: Path) -> int | None:
-    """Runs it with the plugin; its exit code, None when the time was up."""
+    """Runs it with the plugin; its exit code, None when it was ended: the time was up, or a test hung."""
     command = [sys.executable, "-m", "pytest", "-p", "ladder_pytest", "-p", "no:cacheprovider", "-rfE", *arguments]
     if not missing_modules(["pytest_timeout"]):
         command += ["--timeout", str(MOST_SECONDS_A_TEST)]
@@ -119,12 +124,12 @@ def _pytest(arguments: list[str], context: Context, log: Path, lines: Path) -> i
         file.write(f"$ {' '.join(command)}\n"[:2000])
         file.flush()
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=environment)
-        try:
-            return process.wait(max(1.0, context.left - LEFT_FOR_THE_RECORD))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return None
+        while context.left > LEFT_FOR_THE_RECORD and time.time() - lines.stat().st_mtime < MOST_SILENT_SECONDS:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(1.0)
+        process.kill()
+        process.wait()
+        return None
 
 
 STEP = Step(

@@ -155,6 +155,31 @@ def measure_second_stage(context: Context) -> Iterator[Row]:
         yield Row(f"{name}, whole run", case, "again", value=again[0], unit="s", **spread)
 
 
+def measure_many_classes(context: Context) -> Iterator[Row]:
+    """Dense Gaussians of ImageNet-21k's classes: whether they fit, and how long moments, factors and samples take."""
+    device, sizes = pick_device("auto"), context.sizes
+    dim, num_classes, at_once, rows_each = (8, 6, 4, 3) if sizes.dry else (768, 21_841, 512, 16)
+    case = f"{num_classes:,} classes x {rows_each} x {dim}, dense"
+    spent = dict.fromkeys(("moments", "samples of 64, factors made"), 0.0)
+
+    def whole() -> None:
+        gaussians = ClassGaussians(dim, storage="dense")
+        for name in spent:
+            start = _now(device)
+            for first in range(0, num_classes, at_once):
+                classes = torch.arange(first, min(first + at_once, num_classes), device=device)
+                if name == "moments":
+                    labels = classes.repeat_interleave(rows_each)
+                    gaussians.update(torch.randn(len(labels), dim, device=device), labels)
+                else:
+                    gaussians.sample(64, seed=first, classes=classes.tolist())
+            spent[name] = _now(device) - start
+
+    peak_bytes = machine.peak_memory_of(whole, device)
+    for name, seconds in spent.items():
+        yield Row("many classes", case, name, value=seconds, unit="s", n=1, peak_memory_bytes=peak_bytes)
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -167,6 +192,7 @@ def parts(sizes: Any) -> list[Part]:
     return [
         Part("second-stage", 60, measure_second_stage),
         *(Part(name, 90, partial(measure_op, name)) for name in names),
+        Part("many-classes", 90, measure_many_classes),
     ]
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import predict
 import torch
 from parts import Context, Part, Step
 from records import Row, not_measured
@@ -67,6 +68,8 @@ class Ways:
             step, self.about[name] = build()
             step()
             step()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             self.steps[name] = step
         except Exception as error:
             # Not every attention kernel serves every device, and a baseline may not fit beside ours.
@@ -134,21 +137,23 @@ def measure(method: str, batch_size: int, context: Context) -> Iterator[Row]:
     for name, why in ways.failed.items():
         yield not_measured("training step", case, name, why)
     timings = timing.interleaved(ways.steps, device, rounds=sizes.rounds, budget_s=0.4 * context.left, least_rounds=2)
-    peaks = {name: matmul_peak(name, device) for name in ("matmul fp32", "matmul bf16")}
+    peaks = {
+        "matmul fp32": machine.matmul_flops_per_second(device, torch.float32),
+        "matmul bf16": machine.matmul_flops_per_second(device, torch.bfloat16),
+        "copy": machine.copy_bytes_per_second(device),
+    }
     context.facts["measured_peaks"] = peaks
     gflop = {name: gflop_of(step) for name, step in ways.steps.items() if name != COMPILED}
     # torch counts nothing for the CPU's fused attention, nor what is compiled; all our ways do the same arithmetic.
     ours = max((value for name, value in gflop.items() if not name.startswith("official")), default=0.0)
+    computed_ms = predict.total(predict.step(method), predict.Machine("here", peaks["matmul bf16"], peaks["copy"]))
+    about_vit_b = {"computed_ms_before_and_after": [ms * batch_size / predict.BATCH for ms in computed_ms]}
+    ways.about[COMPILED] |= {} if sizes.dry else about_vit_b
     for name in ways.steps:
         yield _rate(ways, name, case, timings, gflop[name] if name.startswith("official") else ours, peaks)
     for name in (COMPILED, _fastest_eager(ways, timings)):
         if name in ways.steps:
             yield kernels_of(name, case, ways.steps[name], timings.median_ms(name), device)
-
-
-def matmul_peak(name: str, device: torch.device) -> float:
-    """Floating-point operations a second of a large product."""
-    return machine.matmul_flops_per_second(device, torch.bfloat16 if name.endswith("bf16") else torch.float32)
 
 
 def _rate(

@@ -125,6 +125,14 @@ def op_rate(op: str, case: str, images: int = 0, baseline: str = "") -> Callable
     return say
 
 
+def many_classes(results: Results) -> str | None:
+    """Memory and times of ImageNet-21k's Gaussians."""
+    rows = results.rows("many classes")
+    told = [f"{row.way} {row.value:.1f} s" for row in rows]
+    told += [f"{row.peak_memory_bytes / 1e9:.1f} GB" for row in rows[:1] if row.peak_memory_bytes is not None]
+    return ", ".join(told) or None
+
+
 def tests(results: Results) -> str | None:
     """How many passed, and what else happened."""
     for row in results.rows("GPU tests"):
@@ -201,6 +209,7 @@ TARGETS = (
         _least(fp32=2 * 345 * 768**2 * 4),
         op_rate("cholesky_factor", "345x768x768", baseline="torch.linalg"),
     ),
+    Target("21,841 dense Gaussians, D = 768", "within 80 GB", _nothing, many_classes),
     Target("images from 400 px JPEGs", "none", _nothing, decoding),
     Target("tests that need a GPU", "all pass", _nothing, tests),
     Target("two runs of one seed", "equal to the bit", _nothing, same_bits),

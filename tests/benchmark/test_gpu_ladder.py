@@ -183,6 +183,11 @@ def test_spoils():
     torch.cuda.synchronize = broken
 def test_after_the_spoilt_device(): assert not torch.cuda.is_initialized()
 """
+HANG = """
+import time
+def test_hangs(): time.sleep(4711)
+def test_after_the_hang(): pass
+"""
 CRASH = """
 import os
 def test_before(): pass
@@ -194,19 +199,21 @@ def test_after_the_crash(): pass
 @pytest.mark.slow
 def test_no_test_keeps_others_from_running(tmp_path, monkeypatch) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    for name, text in (("test_a", SPOILT), ("test_b", CRASH), ("test_c", "import nothing_like_it")):
+    for name, text in (("test_a", SPOILT), ("test_b", CRASH), ("test_c", "import nothing_like_it"), ("test_d", HANG)):
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_tests, "MOST_SILENT_SECONDS", 25)
     monkeypatch.setenv("PYTHONPATH", f"{LADDER}:{ROOT}")
-    sizes = DRY.__class__(**{**DRY.__dict__, "test_selection": ("test_a.py", "test_b.py", "test_c.py")})
+    sizes = DRY.__class__(**{**DRY.__dict__, "test_selection": ("test_a.py", "test_b.py", "test_c.py", "test_d.py")})
     (row,) = gpu_tests.measure(Context(sizes, tmp_path, 240))
-    assert row.value == 5 and row.details["collected"] == 7
-    assert sorted(row.details["failed"]) == ["test_a.py::test_bad", "test_b.py::test_crashes"]
+    assert row.value == 6 and row.details["collected"] == 9
+    assert sorted(row.details["failed"]) == ["test_a.py::test_bad", "test_b.py::test_crashes", "test_d.py::test_hangs"]
     assert "assert 1 == 2" in row.details["failed"]["test_a.py::test_bad"]
     assert row.details["failed"]["test_b.py::test_crashes"] == "pytest ended with -6"
+    assert row.details["failed"]["test_d.py::test_hangs"] == "hung, or not done in time"
     assert row.details["spoilt_the_device"] == ["test_a.py::test_spoils"]
     assert list(row.details["cannot_collect"]) == ["test_c.py"]
-    assert row.reason == "2 failed, 1 files that cannot be collected" and row.details["not_run"] == []
+    assert row.reason == "3 failed, 1 files that cannot be collected" and row.details["not_run"] == []
 
 
 # Records
