@@ -4,6 +4,7 @@ nothing."""
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import gpu_tests
 import ladder
 import pytest
 import records
+import two_runs
 from environment import NEEDED_MODULES, SCIENCE_MODULES
 from parts import ERROR, Context, Part, Step, run_step
 from sizes import DRY
@@ -204,7 +206,7 @@ def test_no_test_keeps_others_from_running(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(gpu_tests, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_tests, "MOST_SILENT_SECONDS", 25)
     monkeypatch.setenv("PYTHONPATH", f"{LADDER}:{ROOT}")
-    sizes = DRY.__class__(**{**DRY.__dict__, "test_selection": ("test_a.py", "test_b.py", "test_c.py", "test_d.py")})
+    sizes = dataclasses.replace(DRY, test_selection=("test_a.py", "test_b.py", "test_c.py", "test_d.py"))
     (row,) = gpu_tests.measure(Context(sizes, tmp_path, 240))
     assert row.value == 6 and row.details["collected"] == 9
     assert sorted(row.details["failed"]) == ["test_a.py::test_bad", "test_b.py::test_crashes", "test_d.py::test_hangs"]
@@ -282,3 +284,21 @@ def test_what_a_machine_may_lack_is_carried() -> None:
     assert not lacking, "add it to carry.py's sets and to environment.py's modules"
     packages = {package.partition("==")[0].replace("-", "_") for wheels in carry.SETS.values() for package in wheels}
     assert packages >= carried
+
+
+# Two runs of one seed
+
+
+def test_the_option_for_determinism_is_compared_where_there_is_one(monkeypatch) -> None:
+    for option, names in ((None, ["as by default"]), ("deterministic", ["true", "false"])):
+        fields = ["device", *([option] if option else [])]
+        monkeypatch.setattr(two_runs, "RuntimeConfig", dataclasses.make_dataclass("RuntimeConfig", fields))
+        assert [name.removeprefix("runtime.deterministic ") for name in two_runs.settings()] == names
+
+
+def test_runs_are_equal_when_all_their_weights_are() -> None:
+    def row(case: str, sha: str) -> records.Row:
+        return records.Row(two_runs.NAME, case, "run", value=1.0, details={"weights_sha256": sha})
+
+    rows = [row("a", "1"), row("a", "1"), row("b", "1"), row("b", "2"), row("c", "1")]
+    assert [(found.case, found.value) for found in two_runs.finish(rows)] == [("a", 1.0), ("b", 0.0), ("c", None)]
